@@ -1,0 +1,63 @@
+/* limits.h - every maximum of the system, in one place, and how they relate.
+ *
+ * Beyond a maximum there is always one clear error (MR_ERR_LIMIT or a 4xx), never a silent cut. */
+#ifndef MR_BASE_LIMITS_H
+#define MR_BASE_LIMITS_H
+
+#define MR_KIB 1024ull
+#define MR_MIB (1024ull * MR_KIB)
+#define MR_GIB (1024ull * MR_MIB)
+
+enum {
+    /* model files */
+    MR_MAX_CONFIG_BYTES = 16 << 20,            /* config.json, tokenizer_config.json, manifest */
+    MR_MAX_TOKENIZER_BYTES = 64 << 20,         /* tokenizer.json */
+    MR_MAX_SAFETENSORS_HEADER_BYTES = 100 << 20, /* as the official reader */
+    MR_MAX_TENSORS = 1 << 20,
+    MR_MAX_TENSOR_DIMS = 8,
+    MR_MAX_TENSOR_NAME_BYTES = 1024,
+    MR_MAX_MODEL_FILES = 4096,
+    MR_MAX_JSON_DEPTH = 64,
+
+    /* model shapes */
+    MR_MAX_LAYERS = 1024,
+    MR_MAX_VOCAB = 1 << 22,
+    MR_MAX_D_MODEL = 1 << 17,
+    MR_MAX_HEADS = 1024,
+    MR_MAX_CONTEXT = 1 << 22,
+    MR_MAX_MEM_HEADS = 64,
+    MR_MAX_MEM_KNN = 1024,
+    MR_MAX_MEM_ENTRIES = 8192, /* heads * knn of one token and layer */
+    MR_MAX_TUCKER_RANK = 16,
+    MR_MAX_CORES = 16,
+    MR_MAX_SLOTS = 256, /* expansion slots; a slot travels as one byte */
+    MR_MAX_EXPERTS = 4096,
+    MR_MAX_THREADS = 1024,
+
+    /* cluster */
+    MR_MAX_MEMSHARDS = 1024,
+    MR_MAX_CELLS = 65536, /* row groups x width slices */
+    MR_MAX_FRAME_BYTES = 1 << 20, /* payload of one data-plane frame */
+    MR_MAX_FRAMES_OUTSTANDING = 4096,
+    MR_MAX_LINK_BACKLOG_BYTES = 64 << 20,
+    MR_MAX_LINKS_PER_SERVER = 1024,
+    MR_MAX_STEP_TOKENS = 4096,
+    MR_MAX_STEP_SEQUENCES = 512,
+    MR_KV_BLOCK_TOKENS = 16,
+
+    /* serving */
+    MR_MAX_HTTP_BODY_BYTES = 8 << 20,
+    MR_MAX_HTTP_HEADER_BYTES = 16 << 10,
+    MR_MAX_HTTP_CONNECTIONS = 4096,
+    MR_MAX_QUEUED_REQUESTS = 1024,
+    MR_MAX_CHOICES = 128, /* n */
+    MR_MAX_PROMPTS = 256, /* prompts of one completion request */
+    MR_MAX_STOP_STRINGS = 16,
+    MR_MAX_STOP_BYTES = 1024,
+    MR_MAX_LOGPROBS = 20,
+};
+
+_Static_assert(MR_MAX_CELLS >= MR_MAX_MEMSHARDS, "every shard can hold a cell");
+_Static_assert(MR_MAX_SLOTS <= 256, "slots travel as one byte");
+
+#endif

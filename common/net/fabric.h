@@ -1,0 +1,80 @@
+/* fabric.h - frames between peers: one link type, two homes.
+ *
+ *   stream (fabric_stream.c): TCP, Unix sockets and socket pairs; non-blocking, many frames a read
+ *                             and a write.
+ *   loop   (fabric_loop.c):   in this process: flushing runs the other side's handler at once, in
+ *                             the caller's thread. No system call, no hand-off.
+ *
+ * A link carries frames both ways. Sending is begin (room for a payload in the output buffer), fill,
+ * end, then flush; receiving hands out frames that lie in the input buffer. Nothing here blocks
+ * except mr_link_connect and mr_links_wait, and both take a deadline.
+ * Threads: a link belongs to one thread at a time.
+ * Memory: the buffers grow to MR_MAX_LINK_BACKLOG_BYTES at most and are kept, so that a warm link
+ * allocates nothing. */
+#ifndef MR_NET_FABRIC_H
+#define MR_NET_FABRIC_H
+#include "common/base/hash.h"
+#include "common/base/status.h"
+#include "proto/wire.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct mr_link mr_link;
+
+typedef struct {
+    const mr_wire_header *header; /* checked: magic, version, size, flags */
+    const uint8_t *payload;       /* 8-byte aligned, header->payload_bytes long */
+} mr_frame;
+
+/* Handles one frame on the listening side; answers are begun, ended (not flushed) on reply. */
+typedef void (*mr_frame_handler)(void *context, mr_link *reply, const mr_frame *frame);
+
+/* address: "host:port" or "unix:PATH". deadline_ns is on mr_now_ns()'s clock. */
+mr_status mr_link_connect(mr_link **out, const char *address, int64_t deadline_ns, mr_err *err);
+mr_link *mr_link_from_fd(int fd, const char *peer); /* takes the connected socket over */
+/* The handler sees every frame sent on the link; what it answers is received from the link. */
+mr_link *mr_link_loop(mr_frame_handler handler, void *context, const char *peer);
+void mr_link_close(mr_link *link); /* NULL is fine */
+
+/* Room for payload_bytes (<= MR_MAX_FRAME_BYTES), 8-byte aligned, contents undefined; valid until
+ * mr_link_end. NULL when the backlog is full: flush, receive and try again. header gives type,
+ * request, epoch, budget_us and status; the rest is filled in here. */
+void *mr_link_begin(mr_link *link, const mr_wire_header *header, uint32_t payload_bytes);
+void mr_link_end(mr_link *link);
+mr_status mr_link_flush(mr_link *link, mr_err *err); /* MR_ERR_AGAIN: some is left to write */
+
+/* MR_ERR_AGAIN: no whole frame yet. Any other failure is final for the link. The frame is borrowed
+ * until the next call on the link that is not begin/end. */
+mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err);
+
+int mr_link_fd(const mr_link *link); /* -1 for a loop link */
+bool mr_link_wants_write(const mr_link *link);
+const char *mr_link_peer(const mr_link *link);
+uint64_t mr_link_bytes_sent(const mr_link *link);
+uint64_t mr_link_bytes_received(const mr_link *link);
+
+/* Waits until one of the links can be received from or written on, or the deadline. NULL entries are
+ * skipped. MR_ERR_TIMEOUT at the deadline. */
+mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns);
+
+/* Convenience for a short answer: begin, copy, end. Drops the frame when the backlog is full. */
+void mr_link_send(mr_link *link, const mr_wire_header *header, const void *payload,
+                  uint32_t payload_bytes);
+void mr_link_send_error(mr_link *link, uint64_t request, mr_status status, const char *sentence);
+
+/* --- session opening -------------------------------------------------------------------------- */
+
+typedef struct {
+    mr_role role, role_wanted;
+    mr_digest digest; /* all zero: any model */
+} mr_session_hello;
+
+/* Sends HELLO and waits for WELCOME. welcome_bytes receives at most room bytes of the payload
+ * (mr_wire_welcome and its tail), *bytes how many came. MR_ERR_MISMATCH with the peer's sentence
+ * when refused. */
+mr_status mr_session_open(mr_link *link, const mr_session_hello *hello, int64_t deadline_ns,
+                          void *welcome_bytes, size_t room, size_t *bytes, mr_err *err);
+
+#endif
