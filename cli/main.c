@@ -1,0 +1,63 @@
+/* main.c - `memrack`, the tool people type: finds the subcommand and hands over. */
+#include "cli/cli.h"
+
+#include "common/base/log.h"
+
+#include <fenv.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+/* While the tree grows, a subcommand may not be linked yet. */
+#pragma weak mr_cmd_serve
+#pragma weak mr_cmd_up
+#pragma weak mr_cmd_generate
+#pragma weak mr_cmd_chat
+#pragma weak mr_cmd_logits
+#pragma weak mr_cmd_inspect
+#pragma weak mr_cmd_synth
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help;
+} commands[] = {
+    {"serve", mr_cmd_serve, "serve a model over HTTP, all roles in this process"},
+    {"up", mr_cmd_up, "start a cluster of processes on this machine and show it"},
+    {"generate", mr_cmd_generate, "continue a text"},
+    {"chat", mr_cmd_chat, "talk with a model in the terminal"},
+    {"logits", mr_cmd_logits, "compute logits of token ids in a safetensors file"},
+    {"inspect", mr_cmd_inspect, "show what a model is and what it needs"},
+    {"synth", mr_cmd_synth, "write a random model of a named shape"},
+};
+enum { COMMAND_COUNT = sizeof(commands) / sizeof(commands[0]) };
+
+static void help(FILE *out) {
+    fprintf(out, "memrack %s - serve memory-layer models\n\nusage: memrack COMMAND [options]\n\n",
+            MR_VERSION);
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    fprintf(out, "\n'memrack COMMAND --help' explains a command. Try: memrack generate models/demo "
+                 "-p 'define river'\n");
+}
+
+int main(int argc, char **argv) {
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is an error to report, not a death */
+    mr_log_setup("memrack", MR_LOG_INFO, 1);
+    if (argc < 2) {
+        help(stderr);
+        return 2;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        help(stdout);
+        return 0;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        printf("memrack %s\n", MR_VERSION);
+        return 0;
+    }
+    for (int i = 0; i < COMMAND_COUNT; i++)
+        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "memrack: there is no command '%s'; 'memrack --help' lists them\n", argv[1]);
+    return 2;
+}
