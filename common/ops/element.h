@@ -24,9 +24,17 @@ static inline uint16_t mr_f32_to_bf16(float value) {
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/* By memcpy: a mapped file need not be aligned to its elements. */
 static inline float mr_element_at(const void *data, mr_element element, uint64_t index) {
-    if (element == MR_BF16) return mr_bf16_to_f32(((const uint16_t *)data)[index]);
-    return ((const float *)data)[index];
+    const uint8_t *at = (const uint8_t *)data + index * mr_element_bytes(element);
+    if (element == MR_BF16) {
+        uint16_t half;
+        memcpy(&half, at, sizeof(half));
+        return mr_bf16_to_f32(half);
+    }
+    float whole;
+    memcpy(&whole, at, sizeof(whole));
+    return whole;
 }
 
 #endif

@@ -1,0 +1,24 @@
+/* geometry.h - from a configuration and tensor shapes to the geometry of every memory layer, and the
+ * list of tensors an architecture must have. Internal to common/model. */
+#ifndef MR_MODEL_GEOMETRY_H
+#define MR_MODEL_GEOMETRY_H
+#include "common/model/model.h"
+
+typedef const mr_tensor *(*mr_tensor_finder)(const void *context, const char *name);
+
+typedef struct {
+    mr_tensor_finder find;
+    const void *context;
+    const mr_config *config;
+    mr_table_shape *tables; /* [memory_count] room */
+    uint32_t table_count;
+    mr_memory_layer *layers; /* [memory_count] room */
+    uint32_t used;           /* tensors that were asked for and found */
+    void (*mark)(void *mark_context, const mr_tensor *tensor);
+    void *mark_context;
+} mr_geometry;
+
+/* Checks every tensor of the architecture and fills tables and layers. */
+mr_status mr_geometry_check(mr_geometry *g, mr_err *err);
+
+#endif

@@ -1,0 +1,234 @@
+/* fabric.c - what both homes of a link share: the byte queues, framing, waiting, short answers.
+ *
+ * Frames lie in the queues as they travel: header, payload, the next header, with no padding. A
+ * payload is promised 8-byte aligned, so a frame that follows one of odd length is moved down by up
+ * to seven bytes, into the room of a frame that was handed out before. Frames of the data plane are
+ * multiples of eight bytes, so this costs nothing where it would matter. */
+#include "common/net/link.h"
+
+#include "common/base/clock.h"
+#include "common/base/limits.h"
+#include "common/base/mem.h"
+#include "common/net/frames.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { QUEUE_BYTES_MIN = 64 << 10, HEADER_BYTES = sizeof(mr_wire_header) };
+
+/* --- queues ----------------------------------------------------------------------------------- */
+
+bool mr_queue_reserve(mr_queue *queue, size_t bytes, size_t limit_bytes) {
+    const size_t held = mr_queue_bytes(queue);
+    if (queue->room - queue->tail >= bytes) return true;
+    if (held + bytes > limit_bytes) return false;
+    /* Moving down is cheap while the queue is short; a long one grows instead, so that no byte is
+     * moved more than a few times. */
+    if (queue->room >= held + bytes && (held <= queue->room / 2 || queue->room >= limit_bytes)) {
+        if (held > 0) memmove(queue->data, queue->data + queue->head, held);
+        queue->head = 0;
+        queue->tail = held;
+        return true;
+    }
+    size_t room = queue->room ? queue->room : QUEUE_BYTES_MIN;
+    while (room < held + bytes) room *= 2;
+    if (held > room / 2) room *= 2;
+    room = (room + 63) / 64 * 64;
+    uint8_t *data = aligned_alloc(64, room);
+    if (!data) return false;
+    if (held > 0) memcpy(data, queue->data + queue->head, held);
+    free(queue->data);
+    *queue = (mr_queue){.data = data, .room = room, .head = 0, .tail = held};
+    return true;
+}
+
+void mr_queue_drop(mr_queue *queue, size_t bytes) {
+    queue->head += bytes;
+    assert(queue->head <= queue->tail);
+    if (queue->head == queue->tail) queue->head = queue->tail = 0;
+}
+
+/* skip: bytes at the head that were handed out already. */
+static mr_status peek(const mr_queue *queue, size_t skip, uint16_t version, mr_wire_header *header,
+                      size_t *missing, mr_err *err) {
+    const size_t have = mr_queue_bytes(queue) - skip;
+    *missing = 0;
+    if (have < HEADER_BYTES) {
+        *missing = HEADER_BYTES - have;
+        return MR_ERR_AGAIN;
+    }
+    memcpy(header, queue->data + queue->head + skip, HEADER_BYTES);
+    const mr_status status = mr_frame_check_header(header, version, err);
+    if (status != MR_OK) return status;
+    const size_t need = HEADER_BYTES + (size_t)header->payload_bytes;
+    if (have < need) {
+        *missing = need - have;
+        return MR_ERR_AGAIN;
+    }
+    return MR_OK;
+}
+
+mr_status mr_queue_frame(mr_queue *queue, uint16_t version, mr_frame *out, size_t *missing,
+                         mr_err *err) {
+    mr_wire_header header;
+    const mr_status status = peek(queue, 0, version, &header, missing, err);
+    if (status != MR_OK) return status;
+    uint8_t *at = queue->data + queue->head;
+    const size_t down = queue->head & 7u;
+    if (down > 0) {
+        memmove(at - down, at, HEADER_BYTES + (size_t)header.payload_bytes);
+        at -= down;
+    }
+    *out = (mr_frame){(const mr_wire_header *)(const void *)at, at + HEADER_BYTES};
+    return MR_OK;
+}
+
+/* --- links ------------------------------------------------------------------------------------ */
+
+mr_link *mr_link_new(const mr_link_home *home, int fd, const char *peer) {
+    mr_link *link = mr_alloc(sizeof(*link));
+    link->home = home;
+    link->fd = fd;
+    link->input = &link->in;
+    link->peer = mr_strdup(peer);
+    return link;
+}
+
+void mr_link_close(mr_link *link) {
+    if (!link) return;
+    link->home->close(link);
+    free(link->out.data);
+    free(link->in.data);
+    free(link->peer);
+    free(link);
+}
+
+static mr_status fail_link(mr_link *link, mr_status status, mr_err *err) {
+    link->failure = status;
+    mr_fail(err, status, "%s", link->why.text);
+    return status;
+}
+
+void *mr_link_begin(mr_link *link, const mr_wire_header *header, uint32_t payload_bytes) {
+    mr_queue *out = &link->out;
+    assert(!link->is_begun && payload_bytes <= MR_MAX_FRAME_BYTES);
+    const size_t bytes = HEADER_BYTES + (size_t)payload_bytes;
+    if (link->failure != MR_OK) return NULL;
+    if (!mr_queue_reserve(out, bytes + 8, MR_MAX_LINK_BACKLOG_BYTES)) return NULL;
+    link->begun_at = (out->tail + 7) & ~(size_t)7;
+    link->begun_bytes = bytes;
+    link->is_begun = true;
+    const mr_wire_header full = {
+        .magic = MR_WIRE_MAGIC,
+        .version = link->version ? link->version : MR_WIRE_VERSION,
+        .type = header->type,
+        .payload_bytes = payload_bytes,
+        .request = header->request,
+        .epoch = header->epoch,
+        .budget_us = header->budget_us,
+        .status = header->status,
+    };
+    memcpy(out->data + link->begun_at, &full, HEADER_BYTES);
+    return out->data + link->begun_at + HEADER_BYTES;
+}
+
+void mr_link_end(mr_link *link) {
+    mr_queue *out = &link->out;
+    assert(link->is_begun);
+    if (link->begun_at != out->tail)
+        memmove(out->data + out->tail, out->data + link->begun_at, link->begun_bytes);
+    out->tail += link->begun_bytes;
+    link->is_begun = false;
+}
+
+mr_status mr_link_flush(mr_link *link, mr_err *err) {
+    if (link->failure != MR_OK) return fail_link(link, link->failure, err);
+    if (mr_queue_bytes(&link->out) == 0) return MR_OK;
+    const mr_status status = link->home->flush(link, &link->why);
+    return status == MR_OK || status == MR_ERR_AGAIN ? status : fail_link(link, status, err);
+}
+
+mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err) {
+    size_t missing;
+    if (link->failure != MR_OK) return fail_link(link, link->failure, err);
+    if (link->handed > 0) {
+        mr_queue_drop(link->input, link->handed);
+        link->handed = 0;
+    }
+    for (;;) {
+        mr_status status = mr_queue_frame(link->input, link->version, out, &missing, &link->why);
+        if (status == MR_OK) {
+            link->handed = HEADER_BYTES + (size_t)out->header->payload_bytes;
+            return MR_OK;
+        }
+        if (status == MR_ERR_AGAIN) {
+            status = link->home->fill(link, missing, &link->why);
+            if (status == MR_OK) continue;
+            if (status == MR_ERR_AGAIN) return status;
+        }
+        mr_fail_prefix(&link->why, status, "%s", link->peer);
+        return fail_link(link, status, err);
+    }
+}
+
+int mr_link_fd(const mr_link *link) { return link->fd; }
+bool mr_link_wants_write(const mr_link *link) { return mr_queue_bytes(&link->out) > 0; }
+const char *mr_link_peer(const mr_link *link) { return link->peer; }
+uint64_t mr_link_bytes_sent(const mr_link *link) { return link->bytes_sent; }
+uint64_t mr_link_bytes_received(const mr_link *link) { return link->bytes_received; }
+
+void mr_link_send(mr_link *link, const mr_wire_header *header, const void *payload,
+                  uint32_t payload_bytes) {
+    void *room = mr_link_begin(link, header, payload_bytes);
+    if (!room) return;
+    if (payload_bytes > 0) memcpy(room, payload, payload_bytes);
+    mr_link_end(link);
+}
+
+void mr_link_send_error(mr_link *link, uint64_t request, mr_status status, const char *sentence) {
+    const mr_wire_header header = {.type = MR_FRAME_ERROR, .request = request, .status = status};
+    mr_link_send(link, &header, sentence, (uint32_t)strnlen(sentence, MR_ERR_TEXT_BYTES - 1));
+}
+
+/* --- waiting ---------------------------------------------------------------------------------- */
+
+/* A frame that lies in the input already will not make the socket readable again. One that is
+ * broken counts as well: receiving it reports what is wrong. */
+static bool is_ready(const mr_link *link) {
+    mr_wire_header header;
+    size_t missing;
+    return link->failure != MR_OK ||
+           peek(link->input, link->handed, link->version, &header, &missing, NULL) != MR_ERR_AGAIN;
+}
+
+mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns) {
+    struct pollfd set[MR_MAX_LINKS_PER_SERVER];
+    nfds_t used = 0;
+    assert(count <= MR_MAX_LINKS_PER_SERVER);
+    for (uint32_t i = 0; i < count; i++) {
+        const mr_link *link = links[i];
+        if (!link) continue;
+        if (is_ready(link)) return MR_OK;
+        if (link->fd < 0) {
+            if (mr_link_wants_write(link)) return MR_OK; /* flushing runs the other side */
+            continue;
+        }
+        set[used++] = (struct pollfd){
+            .fd = link->fd,
+            .events = (short)(POLLIN | (mr_link_wants_write(link) ? POLLOUT : 0)),
+        };
+    }
+    for (;;) {
+        const int64_t left = deadline_ns - mr_now_ns();
+        const int64_t wait = left > 0 ? left : 0;
+        const struct timespec time = {.tv_sec = (time_t)(wait / 1000000000),
+                                      .tv_nsec = (long)(wait % 1000000000)};
+        const int ready = ppoll(set, used, &time, NULL);
+        if (ready > 0) return MR_OK;
+        if (ready == 0 && left <= wait && mr_now_ns() >= deadline_ns) return MR_ERR_TIMEOUT;
+        if (ready < 0 && errno != EINTR && errno != EAGAIN) return MR_ERR_IO;
+    }
+}
