@@ -25,7 +25,7 @@ typedef enum {
     MR_FRAME_REFUSE = 3, /* payload: one sentence; the sender closes */
     MR_FRAME_PING = 4,   /* empty; answered by PONG with the same request */
     MR_FRAME_PONG = 5,
-    MR_FRAME_ERROR = 6, /* payload: one sentence; status holds -mr_status; answers one request */
+    MR_FRAME_ERROR = 6, /* payload: one sentence; status says which mr_status; answers one request */
 
     MR_FRAME_RETRIEVE = 16, /* worker -> memshard: mr_wire_retrieve */
     MR_FRAME_POOLED = 17,   /* i32 or i64 [tokens][slots][columns of the cell] */

@@ -1,7 +1,7 @@
 /* address.c - see address.h.
  *
- * Names are looked up with getaddrinfo_a, the only resolver call of the C library that can be waited
- * for with a deadline; addresses in digits never get there. */
+ * Names are looked up with getaddrinfo_a, the only resolver call of the C library that can be
+ * waited for with a deadline; addresses in digits never get there. */
 #include "common/net/address.h"
 
 #include "common/base/clock.h"
@@ -33,31 +33,35 @@ static mr_status parse(place *out, const char *text, mr_err *err) {
     if (strncmp(text, "unix:", 5) == 0) {
         const size_t bytes = strlen(text + 5);
         if (bytes == 0 || bytes >= sizeof(((struct sockaddr_un *)NULL)->sun_path))
-            return mr_fail(err, MR_ERR_ARGUMENT, "address '%.300s': a Unix socket's path has 1 to %zu bytes",
-                           text, sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1);
+            return mr_fail(err, MR_ERR_ARGUMENT,
+                           "address '%.300s': a Unix socket's path has 1 to %zu bytes", text,
+                           sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1);
         out->path = text + 5;
         return MR_OK;
     }
     const char *colon = strrchr(text, ':');
     if (!colon || colon == text)
-        return mr_fail(err, MR_ERR_ARGUMENT, "address '%.300s' is neither host:port nor unix:PATH", text);
+        return mr_fail(err, MR_ERR_ARGUMENT, "address '%.300s' is neither host:port nor unix:PATH",
+                       text);
     const char *first = text;
     size_t bytes = (size_t)(colon - text);
     if (*first == '[' && bytes > 2 && first[bytes - 1] == ']') {
         first++;
         bytes -= 2;
     } else if (memchr(first, ':', bytes) || *first == '[')
-        return mr_fail(err, MR_ERR_ARGUMENT, "address '%.300s': write an IPv6 address as [host]:port", text);
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "address '%.300s': write an IPv6 address as [host]:port", text);
     if (bytes >= HOST_BYTES)
-        return mr_fail(err, MR_ERR_ARGUMENT, "address '%.60s...' has a host name of more than %d bytes", text,
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "address '%.60s...' has a host name of more than %d bytes", text,
                        HOST_BYTES - 1);
     memcpy(out->host, first, bytes);
     char *end;
     errno = 0;
     const long port = strtol(colon + 1, &end, 10);
-    if (colon[1] < '0' || colon[1] > '9' || *end || errno || port > 65535)
-        return mr_fail(err, MR_ERR_ARGUMENT, "address '%.300s': the port must be a number from 0 to 65535",
-                       text);
+    if (colon[1] < '0' || colon[1] > '9' || *end || errno || port < 0 || port > 65535)
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "address '%.300s': the port must be a number from 0 to 65535", text);
     snprintf(out->port, sizeof(out->port), "%ld", port);
     return MR_OK;
 }
@@ -75,15 +79,16 @@ static int look_up(struct addrinfo **out, const place *p, int flags, int64_t dea
         struct addrinfo hints;
         place where;
     } job;
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM,
+    struct addrinfo hints = {.ai_family = AF_UNSPEC,
+                             .ai_socktype = SOCK_STREAM,
                              .ai_flags = flags | AI_NUMERICHOST | AI_NUMERICSERV};
     if (getaddrinfo(p->host, p->port, &hints, out) == 0) return 0;
     job *j = mr_alloc(sizeof(*j));
     j->where = *p;
     j->hints = hints;
     j->hints.ai_flags = flags | AI_NUMERICSERV;
-    j->request = (struct gaicb){.ar_name = j->where.host, .ar_service = j->where.port,
-                                .ar_request = &j->hints};
+    j->request = (struct gaicb){
+        .ar_name = j->where.host, .ar_service = j->where.port, .ar_request = &j->hints};
     struct gaicb *list[1] = {&j->request};
     int code = getaddrinfo_a(GAI_NOWAIT, list, 1, NULL);
     if (code != 0) {
@@ -93,7 +98,9 @@ static int look_up(struct addrinfo **out, const place *p, int flags, int64_t dea
     while ((code = gai_error(&j->request)) == EAI_INPROGRESS) {
         const int64_t left = deadline_ns - mr_now_ns();
         if (left <= 0) {
-            if (gai_cancel(&j->request) == EAI_CANCELED) free(j);
+            const int cancelled = gai_cancel(&j->request);
+            if (cancelled == EAI_ALLDONE) continue; /* it came in just now */
+            if (cancelled == EAI_CANCELED) free(j);
             return EAI_INPROGRESS;
         }
         const struct timespec slice = {.tv_nsec = left < LOOKUP_NS ? (long)left : LOOKUP_NS};
@@ -106,7 +113,8 @@ static int look_up(struct addrinfo **out, const place *p, int flags, int64_t dea
 
 void mr_address_tune(int fd) {
     const int yes = 1, idle_s = 30, every_s = 10, count = 3;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes)); /* fails harmlessly on Unix sockets */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes,
+               sizeof(yes)); /* fails harmlessly on Unix sockets */
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof(yes));
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
     setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof(every_s));
@@ -119,7 +127,8 @@ static bool is_own_echo(int fd) {
     socklen_t own_bytes = sizeof(own), peer_bytes = sizeof(peer);
     if (getsockname(fd, (struct sockaddr *)&own, &own_bytes) != 0) return false;
     if (getpeername(fd, (struct sockaddr *)&peer, &peer_bytes) != 0) return false;
-    return own.ss_family != AF_UNIX && own_bytes == peer_bytes && memcmp(&own, &peer, own_bytes) == 0;
+    return own.ss_family != AF_UNIX && own_bytes == peer_bytes &&
+           memcmp(&own, &peer, own_bytes) == 0;
 }
 
 /* Returns 0, ETIMEDOUT at the deadline, or the system's error. */
@@ -180,13 +189,15 @@ mr_status mr_address_connect(int *out_fd, const char *address, int64_t deadline_
         if (looked == EAI_INPROGRESS)
             return mr_fail(err, MR_ERR_TIMEOUT, "look up %s: no answer in time", address);
         if (looked != 0)
-            return mr_fail(err, MR_ERR_UNAVAILABLE, "look up %s: %s", address, gai_strerror(looked));
+            return mr_fail(err, MR_ERR_UNAVAILABLE, "look up %s: %s", address,
+                           gai_strerror(looked));
         for (const struct addrinfo *a = found; a && *out_fd < 0; a = a->ai_next)
             code = connect_one(out_fd, a->ai_addr, a->ai_addrlen, deadline_ns);
         freeaddrinfo(found);
     }
     if (*out_fd >= 0) return MR_OK;
-    if (code == ETIMEDOUT) return mr_fail(err, MR_ERR_TIMEOUT, "connect to %s: no answer in time", address);
+    if (code == ETIMEDOUT)
+        return mr_fail(err, MR_ERR_TIMEOUT, "connect to %s: no answer in time", address);
     return mr_fail(err, MR_ERR_UNAVAILABLE, "connect to %s: %s", address, strerror(code));
 }
 
@@ -220,7 +231,8 @@ static char *bound_address(int fd, const place *p) {
     socklen_t bytes = sizeof(own);
     char port[PORT_BYTES];
     if (getsockname(fd, (struct sockaddr *)&own, &bytes) != 0 ||
-        getnameinfo((struct sockaddr *)&own, bytes, NULL, 0, port, sizeof(port), NI_NUMERICSERV) != 0)
+        getnameinfo((struct sockaddr *)&own, bytes, NULL, 0, port, sizeof(port), NI_NUMERICSERV) !=
+            0)
         snprintf(port, sizeof(port), "%s", p->port);
     return mr_format(strchr(p->host, ':') ? "[%s]:%s" : "%s:%s", p->host, port);
 }
@@ -242,7 +254,8 @@ mr_status mr_address_listen(int *out_fd, char **bound, const char *address, int 
         struct addrinfo *found = NULL;
         const int looked = look_up(&found, &p, AI_PASSIVE, mr_now_ns() + 1000ll * LOOKUP_NS);
         if (looked != 0)
-            return mr_fail(err, MR_ERR_UNAVAILABLE, "look up %s: %s", address, gai_strerror(looked));
+            return mr_fail(err, MR_ERR_UNAVAILABLE, "look up %s: %s", address,
+                           gai_strerror(looked));
         for (const struct addrinfo *a = found; a && *out_fd < 0; a = a->ai_next)
             code = listen_one(out_fd, a->ai_addr, a->ai_addrlen, backlog);
         freeaddrinfo(found);

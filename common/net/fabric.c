@@ -25,9 +25,10 @@ bool mr_queue_reserve(mr_queue *queue, size_t bytes, size_t limit_bytes) {
     const size_t held = mr_queue_bytes(queue);
     if (queue->room - queue->tail >= bytes) return true;
     if (held + bytes > limit_bytes) return false;
-    /* Moving down is cheap while the queue is short; a long one grows instead, so that no byte is
-     * moved more than a few times. */
-    if (queue->room >= held + bytes && (held <= queue->room / 2 || queue->room >= limit_bytes)) {
+    /* Moving down is cheap while a quarter of the room is free; else the queue grows, so that no
+     * byte is moved more than a few times. */
+    if (queue->room >= held + bytes &&
+        (held / 3 <= queue->room / 4 || queue->room >= limit_bytes)) {
         if (held > 0) memmove(queue->data, queue->data + queue->head, held);
         queue->head = 0;
         queue->tail = held;
@@ -35,8 +36,6 @@ bool mr_queue_reserve(mr_queue *queue, size_t bytes, size_t limit_bytes) {
     }
     size_t room = queue->room ? queue->room : QUEUE_BYTES_MIN;
     while (room < held + bytes) room *= 2;
-    if (held > room / 2) room *= 2;
-    room = (room + 63) / 64 * 64;
     uint8_t *data = aligned_alloc(64, room);
     if (!data) return false;
     if (held > 0) memcpy(data, queue->data + queue->head, held);
@@ -174,11 +173,21 @@ mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err) {
     }
 }
 
-int mr_link_fd(const mr_link *link) { return link->fd; }
-bool mr_link_wants_write(const mr_link *link) { return mr_queue_bytes(&link->out) > 0; }
-const char *mr_link_peer(const mr_link *link) { return link->peer; }
-uint64_t mr_link_bytes_sent(const mr_link *link) { return link->bytes_sent; }
-uint64_t mr_link_bytes_received(const mr_link *link) { return link->bytes_received; }
+int mr_link_fd(const mr_link *link) {
+    return link->fd;
+}
+bool mr_link_wants_write(const mr_link *link) {
+    return mr_queue_bytes(&link->out) > 0;
+}
+const char *mr_link_peer(const mr_link *link) {
+    return link->peer;
+}
+uint64_t mr_link_bytes_sent(const mr_link *link) {
+    return link->bytes_sent;
+}
+uint64_t mr_link_bytes_received(const mr_link *link) {
+    return link->bytes_received;
+}
 
 void mr_link_send(mr_link *link, const mr_wire_header *header, const void *payload,
                   uint32_t payload_bytes) {
@@ -228,7 +237,7 @@ mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns) {
                                       .tv_nsec = (long)(wait % 1000000000)};
         const int ready = ppoll(set, used, &time, NULL);
         if (ready > 0) return MR_OK;
-        if (ready == 0 && left <= wait && mr_now_ns() >= deadline_ns) return MR_ERR_TIMEOUT;
+        if (ready == 0 && mr_now_ns() >= deadline_ns) return MR_ERR_TIMEOUT;
         if (ready < 0 && errno != EINTR && errno != EAGAIN) return MR_ERR_IO;
     }
 }

@@ -24,8 +24,8 @@ enum {
 static mr_status stream_flush(mr_link *link, mr_err *err) {
     mr_queue *out = &link->out;
     while (mr_queue_bytes(out) > 0) {
-        const ssize_t put = send(link->fd, out->data + out->head, mr_queue_bytes(out),
-                                 MSG_NOSIGNAL | MSG_DONTWAIT);
+        const ssize_t put =
+            send(link->fd, out->data + out->head, mr_queue_bytes(out), MSG_NOSIGNAL | MSG_DONTWAIT);
         if (put < 0 && errno == EINTR) continue;
         if (put < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return MR_ERR_AGAIN;
         if (put < 0)
@@ -57,7 +57,9 @@ static mr_status stream_fill(mr_link *link, size_t missing, mr_err *err) {
     }
 }
 
-static void stream_close(mr_link *link) { close(link->fd); }
+static void stream_close(mr_link *link) {
+    close(link->fd);
+}
 
 static const mr_link_home stream_home = {stream_flush, stream_fill, stream_close};
 

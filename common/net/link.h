@@ -27,8 +27,8 @@ struct mr_link {
     int fd;           /* -1 for loop links */
     uint16_t version; /* of the session; 0 before it is open */
     mr_queue out, in;
-    mr_queue *input; /* &in, or the twin's out */
-    size_t handed;   /* bytes at the head of input that the last receive handed out */
+    mr_queue *input;              /* &in, or the twin's out */
+    size_t handed;                /* bytes at the head of input that the last receive handed out */
     size_t begun_at, begun_bytes; /* the frame between begin and end: where it lies in out */
     bool is_begun;
     mr_status failure; /* final: every later call repeats it */
@@ -45,7 +45,9 @@ mr_link *mr_link_new(const mr_link_home *home, int fd, const char *peer);
 /* Room for `bytes` more at the tail: moves the queue down or grows it. false beyond limit_bytes or
  * when memory is gone; the queue is as it was. */
 bool mr_queue_reserve(mr_queue *queue, size_t bytes, size_t limit_bytes);
-static inline size_t mr_queue_bytes(const mr_queue *queue) { return queue->tail - queue->head; }
+static inline size_t mr_queue_bytes(const mr_queue *queue) {
+    return queue->tail - queue->head;
+}
 
 /* The first frame of queue, moved to an 8-byte boundary. MR_ERR_AGAIN: *missing more bytes are
  * needed before it can be said. Nothing is taken off the queue. */

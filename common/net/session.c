@@ -1,0 +1,176 @@
+/* session.c - see session.h and the end of fabric.h. */
+#include "common/net/session.h"
+
+#include "common/base/limits.h"
+#include "common/net/frames.h"
+#include "common/net/link.h"
+
+#include <string.h>
+
+const char *mr_role_name(uint16_t role) {
+    static const char *const names[] = {"nobody", "client", "coordinator", "worker", "memshard"};
+    return role < sizeof(names) / sizeof(names[0]) ? names[role] : "unknown role";
+}
+
+uint16_t mr_version_choose(uint16_t own_min, uint16_t own_max, uint16_t peer_min,
+                           uint16_t peer_max) {
+    const uint16_t low = own_min > peer_min ? own_min : peer_min;
+    const uint16_t high = own_max < peer_max ? own_max : peer_max;
+    return low <= high ? high : 0;
+}
+
+static bool is_unset(const mr_digest *digest) {
+    static const mr_digest none;
+    return memcmp(digest, &none, sizeof(none)) == 0;
+}
+
+static mr_status refuse_digest(const mr_digest *own, const mr_digest *asked, mr_err *err) {
+    char here[MR_DIGEST_TEXT_BYTES], there[MR_DIGEST_TEXT_BYTES];
+    mr_digest_text(own, here);
+    mr_digest_text(asked, there);
+    return mr_fail(err, MR_ERR_MISMATCH,
+                   "the model here has digest %.12s..., the one asked for %.12s...", here, there);
+}
+
+/* --- the listening side ----------------------------------------------------------------------- */
+
+void mr_session_refuse(mr_link *link, uint64_t request, mr_status status, const char *sentence) {
+    const mr_wire_header header = {.type = MR_FRAME_REFUSE, .request = request, .status = status};
+    mr_link_send(link, &header, sentence, (uint32_t)strnlen(sentence, MR_ERR_TEXT_BYTES - 1));
+}
+
+static mr_status judge(uint16_t *version, const mr_frame *frame, const mr_session_offer *offer,
+                       mr_err *err) {
+    const mr_wire_hello *hello;
+    mr_digest asked;
+    const uint16_t own_min = offer->version_max ? offer->version_min : MR_WIRE_VERSION_MIN;
+    const uint16_t own_max = offer->version_max ? offer->version_max : MR_WIRE_VERSION;
+    if (frame->header->type != MR_FRAME_HELLO)
+        return mr_fail(err, MR_ERR_FORMAT, "a %s frame before HELLO",
+                       mr_frame_name(frame->header->type));
+    const mr_status status = mr_hello_check(&hello, frame, err);
+    if (status != MR_OK) return status;
+    *version = mr_version_choose(own_min, own_max, hello->version_min, hello->version_max);
+    if (*version == 0)
+        return mr_fail(err, MR_ERR_MISMATCH,
+                       "no common version: this %s speaks %u to %u, the %s asking %u to %u",
+                       mr_role_name((uint16_t)offer->role), own_min, own_max,
+                       mr_role_name(hello->role), hello->version_min, hello->version_max);
+    if (hello->role_wanted != (uint16_t)offer->role)
+        return mr_fail(err, MR_ERR_MISMATCH, "this is a %s, not a %s",
+                       mr_role_name((uint16_t)offer->role), mr_role_name(hello->role_wanted));
+    if (hello->frame_bytes_max < MR_MAX_FRAME_BYTES)
+        return mr_fail(
+            err, MR_ERR_MISMATCH, "the %s asking takes frames of %u bytes; version %u has %d",
+            mr_role_name(hello->role), hello->frame_bytes_max, *version, MR_MAX_FRAME_BYTES);
+    memcpy(asked.bytes, hello->digest, sizeof(asked.bytes));
+    if (!is_unset(&asked) && memcmp(&asked, &offer->digest, sizeof(asked)) != 0)
+        return refuse_digest(&offer->digest, &asked, err);
+    return MR_OK;
+}
+
+mr_status mr_session_answer(mr_link *reply, const mr_frame *frame, const mr_session_offer *offer,
+                            mr_err *err) {
+    uint16_t version = 0;
+    const uint64_t request = frame->header->request;
+    const mr_status status = judge(&version, frame, offer, err);
+    if (status != MR_OK) {
+        mr_session_refuse(reply, request, status, err->text);
+        return status;
+    }
+    reply->version = version;
+    const mr_wire_header header = {.type = MR_FRAME_WELCOME, .request = request};
+    mr_wire_welcome welcome = {
+        .version = version,
+        .role = (uint16_t)offer->role,
+        .frame_bytes_max = MR_MAX_FRAME_BYTES,
+        .cell_count = offer->cell_count,
+        .grid_rows = offer->grid_rows,
+        .grid_columns = offer->grid_columns,
+    };
+    memcpy(welcome.digest, offer->digest.bytes, sizeof(welcome.digest));
+    uint8_t *room = mr_link_begin(reply, &header, (uint32_t)sizeof(welcome) + offer->tail_bytes);
+    if (!room) return mr_fail(err, MR_ERR_NOMEM, "no memory for a WELCOME");
+    memcpy(room, &welcome, sizeof(welcome));
+    if (offer->tail_bytes > 0) memcpy(room + sizeof(welcome), offer->tail, offer->tail_bytes);
+    mr_link_end(reply);
+    return MR_OK;
+}
+
+/* --- the side that connects ------------------------------------------------------------------- */
+
+static mr_status send_hello(mr_link *link, const mr_session_hello *h, int64_t deadline_ns,
+                            mr_err *err) {
+    const mr_wire_header header = {.type = MR_FRAME_HELLO};
+    mr_wire_hello hello = {
+        .version_min = MR_WIRE_VERSION_MIN,
+        .version_max = MR_WIRE_VERSION,
+        .role = (uint16_t)h->role,
+        .role_wanted = (uint16_t)h->role_wanted,
+        .frame_bytes_max = MR_MAX_FRAME_BYTES,
+    };
+    memcpy(hello.digest, h->digest.bytes, sizeof(hello.digest));
+    mr_link_send(link, &header, &hello, sizeof(hello));
+    for (;;) {
+        mr_status status = mr_link_flush(link, err);
+        if (status != MR_ERR_AGAIN) return status;
+        status = mr_links_wait(&link, 1, deadline_ns);
+        if (status != MR_OK)
+            return mr_fail(err, status, "%s does not take our HELLO", mr_link_peer(link));
+    }
+}
+
+static mr_status wait_answer(mr_link *link, mr_frame *frame, int64_t deadline_ns, mr_err *err) {
+    for (;;) {
+        mr_status status = mr_link_receive(link, frame, err);
+        if (status != MR_ERR_AGAIN) return status;
+        status = mr_links_wait(&link, 1, deadline_ns);
+        if (status != MR_OK)
+            return mr_fail(err, status, "%s does not answer our HELLO", mr_link_peer(link));
+    }
+}
+
+static mr_status check_welcome(const mr_frame *frame, const mr_session_hello *h, uint16_t *version,
+                               mr_err *err) {
+    mr_welcome_view view;
+    if (frame->header->type == MR_FRAME_REFUSE) return mr_frame_error(frame, err);
+    if (frame->header->type != MR_FRAME_WELCOME)
+        return mr_fail(err, MR_ERR_FORMAT, "answered HELLO with a %s frame",
+                       mr_frame_name(frame->header->type));
+    const mr_status status =
+        mr_welcome_check(&view, frame->payload, frame->header->payload_bytes, err);
+    if (status != MR_OK) return status;
+    const mr_wire_welcome *w = view.fixed;
+    if (w->version < MR_WIRE_VERSION_MIN || w->version > MR_WIRE_VERSION)
+        return mr_fail(err, MR_ERR_MISMATCH, "chose version %u; this build speaks %d to %d",
+                       w->version, MR_WIRE_VERSION_MIN, MR_WIRE_VERSION);
+    if (w->role != (uint16_t)h->role_wanted)
+        return mr_fail(err, MR_ERR_MISMATCH, "is a %s, not a %s", mr_role_name(w->role),
+                       mr_role_name((uint16_t)h->role_wanted));
+    if (w->frame_bytes_max < MR_MAX_FRAME_BYTES)
+        return mr_fail(err, MR_ERR_MISMATCH, "takes frames of %u bytes; version %u has %d",
+                       w->frame_bytes_max, w->version, MR_MAX_FRAME_BYTES);
+    mr_digest theirs;
+    memcpy(theirs.bytes, w->digest, sizeof(theirs.bytes));
+    if (!is_unset(&h->digest) && memcmp(&theirs, &h->digest, sizeof(theirs)) != 0)
+        return refuse_digest(&theirs, &h->digest, err);
+    *version = w->version;
+    return MR_OK;
+}
+
+mr_status mr_session_open(mr_link *link, const mr_session_hello *hello, int64_t deadline_ns,
+                          void *welcome_bytes, size_t room, size_t *bytes, mr_err *err) {
+    mr_frame frame;
+    uint16_t version = 0;
+    *bytes = 0;
+    mr_status status = send_hello(link, hello, deadline_ns, err);
+    if (status != MR_OK) return status;
+    status = wait_answer(link, &frame, deadline_ns, err);
+    if (status != MR_OK) return status;
+    status = check_welcome(&frame, hello, &version, err);
+    if (status != MR_OK) return mr_fail_prefix(err, status, "%s", mr_link_peer(link));
+    link->version = version;
+    *bytes = frame.header->payload_bytes;
+    memcpy(welcome_bytes, frame.payload, *bytes < room ? *bytes : room);
+    return MR_OK;
+}
