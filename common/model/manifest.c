@@ -159,11 +159,22 @@ static uint32_t accumulator_bits(const mr_table_shape *shape, const mr_table_fac
     return facts->value_max > 64 * facts->value_rms ? 64 : 32;
 }
 
+/* The configuration belongs to the digest: the same weights under another top-k answer otherwise. */
+static mr_status hash_config(pass *p, mr_err *err) {
+    char *path = mr_format("%s/config.json", mr_model_directory(p->model)), *text = NULL;
+    size_t bytes;
+    const mr_status status = mr_file_read(&text, &bytes, path, MR_MAX_CONFIG_BYTES, err);
+    if (status == MR_OK) mr_sha256_add(p->hash, text, bytes);
+    free(text);
+    free(path);
+    return status;
+}
+
 static mr_status stream(mr_manifest *out, const mr_model *model, mr_progress progress,
                         void *context, mr_err *err) {
     pass p = {.model = model, .manifest = out, .progress = progress, .progress_context = context};
-    mr_status status = MR_OK;
     p.hash = mr_sha256_open();
+    mr_status status = hash_config(&p, err);
     for (uint32_t i = 0; i < mr_model_tensor_count(model); i++)
         p.total_bytes += mr_model_tensor(model, i)->bytes;
     for (uint32_t i = 0; i < mr_model_tensor_count(model) && status == MR_OK; i++)

@@ -27,7 +27,7 @@ static double quantile_of(double p) {
 }
 
 static void fill_quantiles(void) {
-    quantile[0] = (float)quantile_of(1.25e-6); /* the tail beyond is cut */
+    quantile[0] = (float)quantile_of(2.5e-5); /* beyond 4.06 the tail is cut; its mean stays */
     for (int i = 1; i < QUANTILES / 2; i++) quantile[i] = (float)quantile_of(i / (double)QUANTILES);
     quantile[QUANTILES / 2] = 0;
     for (int i = 0; i < QUANTILES / 2; i++) quantile[QUANTILES - i] = -quantile[i];
@@ -103,23 +103,29 @@ void mr_random_normal(float *out, const mr_random *random, uint64_t first, size_
     }
 }
 
-/* (a, b) -> (b, a + F(b) mod side) is one-to-one whatever F is. */
-static uint64_t permute(const mr_random *random, uint64_t side, uint64_t index) {
-    uint64_t a = index / side, b = index % side;
-    for (uint32_t round = 0; round < FEISTEL_ROUNDS; round++) {
-        const uint32_t counter[4] = {(uint32_t)b, (uint32_t)(b >> 32) ^ (round << 28),
-                                     random->name[0], random->name[1]};
-        uint32_t words[4];
-        mr_philox(words, counter, random->key);
-        const uint64_t word = (uint64_t)words[0] << 32 | words[1];
-        const uint64_t next = (a + word % side) % side;
-        a = b;
-        b = next;
-    }
-    return a * side + b;
+static uint64_t mix(uint64_t x) { /* splitmix64's finisher */
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
 }
 
+/* (a, b) -> (b, a + F(b) mod side) is one-to-one whatever F is; Philox only gives F its keys. */
 void mr_random_permutation(int64_t *out, const mr_random *random, uint64_t side, uint64_t first,
                            size_t count) {
-    for (size_t i = 0; i < count; i++) out[i] = (int64_t)permute(random, side, first + i);
+    uint64_t key[FEISTEL_ROUNDS];
+    for (uint32_t round = 0; round < FEISTEL_ROUNDS; round++) {
+        const uint32_t counter[4] = {round, 0, random->name[0], random->name[1]};
+        uint32_t words[4];
+        mr_philox(words, counter, random->key);
+        key[round] = (uint64_t)words[0] << 32 | words[1];
+    }
+    for (size_t i = 0; i < count; i++) {
+        uint64_t a = (first + i) / side, b = (first + i) % side;
+        for (int round = 0; round < FEISTEL_ROUNDS; round++) {
+            const uint64_t next = (a + mix(b + key[round]) % side) % side;
+            a = b;
+            b = next;
+        }
+        out[i] = (int64_t)(a * side + b);
+    }
 }

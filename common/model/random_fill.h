@@ -16,7 +16,7 @@ typedef struct {
 mr_random mr_random_for(uint64_t seed, const char *name);
 void mr_philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]);
 
-/* out[i] = mean + spread * z(first + i); z follows the standard normal distribution, cut at 4.7. */
+/* out[i] = mean + spread * z(first + i); z follows the standard normal distribution, cut at 4.06. */
 void mr_random_normal(float *out, const mr_random *random, uint64_t first, size_t count, float mean,
                       float spread);
 

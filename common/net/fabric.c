@@ -51,8 +51,8 @@ void mr_queue_drop(mr_queue *queue, size_t bytes) {
 }
 
 /* skip: bytes at the head that were handed out already. */
-static mr_status peek(const mr_queue *queue, size_t skip, uint16_t version, mr_wire_header *header,
-                      size_t *missing, mr_err *err) {
+static mr_status peek(const mr_queue *queue, size_t skip, const mr_link *link,
+                      mr_wire_header *header, size_t *missing, mr_err *err) {
     const size_t have = mr_queue_bytes(queue) - skip;
     *missing = 0;
     if (have < HEADER_BYTES) {
@@ -60,8 +60,11 @@ static mr_status peek(const mr_queue *queue, size_t skip, uint16_t version, mr_w
         return MR_ERR_AGAIN;
     }
     memcpy(header, queue->data + queue->head + skip, HEADER_BYTES);
-    const mr_status status = mr_frame_check_header(header, version, err);
+    const mr_status status = mr_frame_check_header(header, link->version, err);
     if (status != MR_OK) return status;
+    if (header->payload_bytes > link->payload_max)
+        return mr_fail(err, MR_ERR_LIMIT, "a %s frame of %u bytes before the session is open",
+                       mr_frame_name(header->type), header->payload_bytes);
     const size_t need = HEADER_BYTES + (size_t)header->payload_bytes;
     if (have < need) {
         *missing = need - have;
@@ -70,10 +73,10 @@ static mr_status peek(const mr_queue *queue, size_t skip, uint16_t version, mr_w
     return MR_OK;
 }
 
-mr_status mr_queue_frame(mr_queue *queue, uint16_t version, mr_frame *out, size_t *missing,
+mr_status mr_queue_frame(mr_queue *queue, const mr_link *link, mr_frame *out, size_t *missing,
                          mr_err *err) {
     mr_wire_header header;
-    const mr_status status = peek(queue, 0, version, &header, missing, err);
+    const mr_status status = peek(queue, 0, link, &header, missing, err);
     if (status != MR_OK) return status;
     uint8_t *at = queue->data + queue->head;
     const size_t down = queue->head & 7u;
@@ -92,6 +95,7 @@ mr_link *mr_link_new(const mr_link_home *home, int fd, const char *peer) {
     link->home = home;
     link->fd = fd;
     link->input = &link->in;
+    link->payload_max = MR_MAX_FRAME_BYTES;
     link->peer = mr_strdup(peer);
     return link;
 }
@@ -158,7 +162,7 @@ mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err) {
         link->handed = 0;
     }
     for (;;) {
-        mr_status status = mr_queue_frame(link->input, link->version, out, &missing, &link->why);
+        mr_status status = mr_queue_frame(link->input, link, out, &missing, &link->why);
         if (status == MR_OK) {
             link->handed = HEADER_BYTES + (size_t)out->header->payload_bytes;
             return MR_OK;
@@ -210,7 +214,7 @@ static bool is_ready(const mr_link *link) {
     mr_wire_header header;
     size_t missing;
     return link->failure != MR_OK ||
-           peek(link->input, link->handed, link->version, &header, &missing, NULL) != MR_ERR_AGAIN;
+           peek(link->input, link->handed, link, &header, &missing, NULL) != MR_ERR_AGAIN;
 }
 
 mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns) {

@@ -16,7 +16,7 @@ static mr_status loop_flush(mr_link *link, mr_err *err) {
         mr_frame frame;
         size_t missing;
         if (mr_link_is_backlogged(link->twin)) return MR_ERR_AGAIN;
-        const mr_status status = mr_queue_frame(&link->out, link->version, &frame, &missing, err);
+        const mr_status status = mr_queue_frame(&link->out, link, &frame, &missing, err);
         if (status != MR_OK) return status == MR_ERR_AGAIN ? MR_ERR_FORMAT : status;
         const size_t bytes = sizeof(mr_wire_header) + (size_t)frame.header->payload_bytes;
         const size_t answered = mr_queue_bytes(&link->twin->out);

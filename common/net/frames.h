@@ -77,7 +77,7 @@ mr_status mr_retrieve_answer_bytes(uint32_t *out, const mr_wire_retrieve *fixed,
                                    uint32_t element_bytes, mr_err *err);
 /* POOLED, DOTS or ROWS: what the mode is answered with. */
 uint16_t mr_retrieve_answer_type(const mr_wire_retrieve *fixed);
-/* The asker's check of an answer. An ERROR frame gives the peer's status and sentence. */
+/* The asker's check of an answer. ERROR and REFUSE give the peer's status and sentence. */
 mr_status mr_answer_check(const mr_frame *frame, uint16_t type, uint32_t bytes, mr_err *err);
 
 /* --- steps ------------------------------------------------------------------------------------ */

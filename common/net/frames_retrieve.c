@@ -194,7 +194,8 @@ mr_status mr_retrieve_answer_bytes(uint32_t *out, const mr_wire_retrieve *f, uin
 
 mr_status mr_answer_check(const mr_frame *frame, uint16_t type, uint32_t bytes, mr_err *err) {
     const mr_wire_header *header = frame->header;
-    if (header->type == MR_FRAME_ERROR) return mr_frame_error(frame, err);
+    if (header->type == MR_FRAME_ERROR || header->type == MR_FRAME_REFUSE)
+        return mr_frame_error(frame, err);
     if (header->type != type)
         return mr_fail(err, MR_ERR_FORMAT, "answered %s where %s was asked for",
                        mr_frame_name(header->type), mr_frame_name(type));

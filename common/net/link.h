@@ -24,8 +24,10 @@ typedef struct {
 
 struct mr_link {
     const mr_link_home *home;
-    int fd;           /* -1 for loop links */
-    uint16_t version; /* of the session; 0 before it is open */
+    int fd;               /* -1 for loop links */
+    uint16_t version;     /* of the session; 0 before it is open */
+    uint32_t payload_max; /* a server lowers it until the session is open */
+    bool is_refused;      /* REFUSE was queued: close once it is written */
     mr_queue out, in;
     mr_queue *input;              /* &in, or the twin's out */
     size_t handed;                /* bytes at the head of input that the last receive handed out */
@@ -49,14 +51,14 @@ static inline size_t mr_queue_bytes(const mr_queue *queue) {
     return queue->tail - queue->head;
 }
 
-/* The first frame of queue, moved to an 8-byte boundary. MR_ERR_AGAIN: *missing more bytes are
- * needed before it can be said. Nothing is taken off the queue. */
-mr_status mr_queue_frame(mr_queue *queue, uint16_t version, mr_frame *out, size_t *missing,
+/* The first frame of queue, checked as link's, moved to an 8-byte boundary. MR_ERR_AGAIN: *missing
+ * more bytes are needed before it can be said. Nothing is taken off the queue. */
+mr_status mr_queue_frame(mr_queue *queue, const mr_link *link, mr_frame *out, size_t *missing,
                          mr_err *err);
 void mr_queue_drop(mr_queue *queue, size_t bytes);
 
 /* The largest backlog at which one more answer of any size still has room. */
-enum { MR_LINK_BACKLOG_SOFT_BYTES = 8 << 20 };
+enum { MR_LINK_BACKLOG_SOFT_BYTES = 4 << 20 };
 static inline bool mr_link_is_backlogged(const mr_link *link) {
     return mr_queue_bytes(&link->out) > MR_LINK_BACKLOG_SOFT_BYTES;
 }

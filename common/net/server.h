@@ -1,8 +1,12 @@
 /* server.h - the listening side of the data plane: threads that accept links, open sessions and hand
  * frames to a handler. Used by memshard (N threads) and worker (one thread beside the step thread).
  *
- * Threads: each serving thread has its own epoll set and its own links; the handler is called in
- * that thread and must be safe to run in several at once. open/close from one thread. */
+ * A peer that sends garbage gets REFUSE with a sentence, one logged line and a closed link; the other
+ * links do not notice. A peer that does not read its answers is not read from either once 4 MiB wait
+ * for it, and dropped when they have waited 30 seconds.
+ * Threads: each serving thread has its own epoll set and its own links; the callbacks are called in
+ * that thread and must be safe to run in several at once. open/close from one thread; mr_server_wake
+ * from any. */
 #ifndef MR_NET_SERVER_H
 #define MR_NET_SERVER_H
 #include "common/net/fabric.h"
@@ -11,20 +15,25 @@ typedef struct mr_server mr_server;
 
 typedef struct {
     const char *address; /* "host:port" (port 0: any), or "unix:PATH" */
-    uint32_t threads;
+    uint32_t threads;    /* 0: 1 */
     mr_role role;
     mr_digest digest;
     const void *welcome_tail; /* after mr_wire_welcome: cells or worker info; copied */
     uint32_t welcome_tail_bytes;
     uint32_t cell_count, grid_rows, grid_columns; /* for mr_wire_welcome */
     mr_frame_handler handler;                     /* frames after the session is open */
+    /* Optional: after mr_server_wake, and whenever a link has room for more answers: begins and ends
+     * those that were made outside the handler (not flushed). */
+    void (*writable)(void *context, mr_link *link);
     void (*link_closed)(void *context, mr_link *link); /* optional; before the link is freed */
     void *context;
-    uint32_t idle_timeout_ms; /* for a session that never says HELLO */
+    uint32_t idle_timeout_ms; /* for a session that never says HELLO; 0: 5000 */
 } mr_server_options;
 
 mr_status mr_server_open(mr_server **out, const mr_server_options *options, mr_err *err);
 const char *mr_server_address(const mr_server *server); /* with the real port */
-void mr_server_close(mr_server *server);                /* ends the threads and closes all links */
+void mr_server_wake(mr_server *server); /* has writable called for every link, soon */
+uint32_t mr_server_links(const mr_server *server);
+void mr_server_close(mr_server *server); /* ends the threads and closes all links; NULL is fine */
 
 #endif

@@ -36,6 +36,8 @@ static mr_status refuse_digest(const mr_digest *own, const mr_digest *asked, mr_
 
 void mr_session_refuse(mr_link *link, uint64_t request, mr_status status, const char *sentence) {
     const mr_wire_header header = {.type = MR_FRAME_REFUSE, .request = request, .status = status};
+    if (link->is_refused) return;
+    link->is_refused = true;
     mr_link_send(link, &header, sentence, (uint32_t)strnlen(sentence, MR_ERR_TEXT_BYTES - 1));
 }
 

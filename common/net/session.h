@@ -26,7 +26,8 @@ uint16_t mr_version_choose(uint16_t own_min, uint16_t own_max, uint16_t peer_min
 mr_status mr_session_answer(mr_link *reply, const mr_frame *frame, const mr_session_offer *offer,
                             mr_err *err);
 
-/* Before closing a link for what its peer sent: REFUSE with the sentence. */
+/* Ends a link for what its peer sent: queues REFUSE with the sentence, once; mr_server closes the
+ * link when it is written. A handler calls this for a frame that no honest peer sends. */
 void mr_session_refuse(mr_link *link, uint64_t request, mr_status status, const char *sentence);
 
 const char *mr_role_name(uint16_t role); /* "memshard" */

@@ -1,0 +1,72 @@
+/* backends.h - the CPU backends that may be there, and the helpers they share. */
+#ifndef MR_OPS_CPU_BACKENDS_H
+#define MR_OPS_CPU_BACKENDS_H
+#include "common/ops/ops.h"
+
+extern const mr_ops mr_ops_avx2, mr_ops_avx512;
+
+/* A score and its index as one integer that orders as select does: larger is better, equal scores by
+ * lower index. The sign trick makes fp32 bits ordered integers; adding 0 turns -0 into +0. */
+static inline uint64_t mr_select_key(float score, uint32_t index) {
+    const float canonical = score + 0.0f;
+    uint32_t bits;
+    memcpy(&bits, &canonical, sizeof(bits));
+    bits ^= (uint32_t)((int32_t)bits >> 31) | 0x80000000u;
+    return (uint64_t)bits << 32 | (uint32_t)~index;
+}
+
+/* A min-heap of k keys: heap[0] is the worst kept. */
+static inline void mr_select_sift(uint64_t *heap, uint32_t k, uint64_t key) {
+    uint32_t at = 0;
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child >= k) break;
+        if (child + 1 < k && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= key) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = key;
+}
+
+/* Fills the heap with the first k scores. false: a NaN. */
+static inline bool mr_select_start(uint64_t *heap, const float *score, uint32_t k) {
+    for (uint32_t i = 0; i < k; i++) {
+        if (score[i] != score[i]) return false;
+        heap[i] = mr_select_key(score[i], i);
+    }
+    for (uint32_t i = k / 2; i-- > 0;) { /* heapify from below */
+        uint32_t at = i;
+        const uint64_t key = heap[i];
+        for (;;) {
+            uint32_t child = 2 * at + 1;
+            if (child >= k) break;
+            if (child + 1 < k && heap[child + 1] < heap[child]) child++;
+            if (heap[child] >= key) break;
+            heap[at] = heap[child];
+            at = child;
+        }
+        heap[at] = key;
+    }
+    return true;
+}
+
+/* Takes the heap apart: worst first into the end of the output. */
+static inline void mr_select_finish(uint32_t *out_index, uint64_t *heap, uint32_t k) {
+    for (uint32_t left = k; left > 0; left--) {
+        out_index[left - 1] = ~(uint32_t)heap[0];
+        const uint64_t last = heap[left - 1];
+        mr_select_sift(heap, left - 1, last);
+    }
+}
+
+/* The score of the worst kept key: others must be strictly better, as ties go to the lower index. */
+static inline float mr_select_threshold(const uint64_t *heap) {
+    uint32_t bits = (uint32_t)(heap[0] >> 32);
+    bits ^= (bits & 0x80000000u) ? 0x80000000u : 0xffffffffu;
+    float score;
+    memcpy(&score, &bits, sizeof(score));
+    return score;
+}
+
+#endif

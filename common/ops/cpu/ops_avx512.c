@@ -1,0 +1,274 @@
+/* ops_avx512.c - the kernels for AVX-512 (F, BW, DQ, VL). Built with those flags for this file only
+ * and reached through mr_ops_find(), so that the program starts on any x86-64.
+ *
+ * pool: rows are far apart in memory, so the work is to keep many cache lines on their way. Entries are
+ *   taken four at a time (the sum stays in registers, the accumulator is touched once for four rows)
+ *   while the rows a few entries ahead are prefetched.
+ * gemm: 8 rows x 32 columns of y in 16 registers, one fused multiply-add chain over all of K; for one
+ *   row, four panels side by side give eight independent chains. */
+#include "common/ops/cpu/backends.h"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#include <math.h>
+
+enum { AHEAD_BYTES = 8192 };
+
+static inline __m512 load16(const uint8_t *at, mr_element element) {
+    if (element == MR_F32) return _mm512_loadu_ps(at);
+    const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)at);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+static inline __m512 load16_masked(const uint8_t *at, mr_element element, __mmask16 mask) {
+    if (element == MR_F32) return _mm512_maskz_loadu_ps(mask, at);
+    const __m256i half = _mm256_maskz_loadu_epi16(mask, at);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+static inline void prefetch_row(const uint8_t *row, size_t bytes) {
+    for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const char *)row + b, _MM_HINT_T0);
+}
+
+static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
+    return (const uint8_t *)r->data + (row - r->row_first) * r->stride * mr_element_bytes(r->element);
+}
+
+/* Entries whose rows are asked for ahead of their use. */
+static inline uint32_t entries_ahead(const mr_rows *r) {
+    const size_t bytes = (size_t)r->columns * mr_element_bytes(r->element);
+    const size_t ahead = bytes ? AHEAD_BYTES / bytes : 0;
+    return ahead < 4 ? 4 : ahead > 64 ? 64 : (uint32_t)ahead;
+}
+
+typedef struct {
+    const uint8_t *row[4];
+    const float *weight[4]; /* [core * entries] */
+} quad;
+
+/* acc[c] += sum over `rows` rows, for columns [from, to) that one core weighs. */
+static inline __attribute__((always_inline)) void
+quad_add32(int32_t *acc, const quad *q, int rows, size_t core_at, uint32_t from, uint32_t to,
+           mr_element element) {
+    const size_t size = element == MR_F32 ? 4 : 2;
+    __m512 w[4];
+    for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
+    uint32_t c = from;
+    for (; c + 16 <= to; c += 16) {
+        __m512i sum = _mm512_loadu_si512(acc + c);
+        for (int i = 0; i < rows; i++)
+            sum = _mm512_add_epi32(
+                sum, _mm512_cvtps_epi32(_mm512_mul_ps(w[i], load16(q->row[i] + c * size, element))));
+        _mm512_storeu_si512(acc + c, sum);
+    }
+    if (c < to) {
+        const __mmask16 mask = (__mmask16)((1u << (to - c)) - 1);
+        __m512i sum = _mm512_maskz_loadu_epi32(mask, acc + c);
+        for (int i = 0; i < rows; i++)
+            sum = _mm512_add_epi32(
+                sum, _mm512_cvtps_epi32(_mm512_mul_ps(
+                         w[i], load16_masked(q->row[i] + c * size, element, mask))));
+        _mm512_mask_storeu_epi32(acc + c, mask, sum);
+    }
+}
+
+static inline __attribute__((always_inline)) void
+quad_add64(int64_t *acc, const quad *q, int rows, size_t core_at, uint32_t from, uint32_t to,
+           mr_element element) {
+    const size_t size = element == MR_F32 ? 4 : 2;
+    __m512 w[4];
+    for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
+    for (uint32_t c = from; c < to; c += 16) {
+        const uint32_t left = to - c;
+        const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        const __mmask8 low = (__mmask8)mask, high = (__mmask8)(mask >> 8);
+        __m512i sum0 = _mm512_maskz_loadu_epi64(low, acc + c);
+        __m512i sum1 = _mm512_maskz_loadu_epi64(high, acc + c + 8);
+        for (int i = 0; i < rows; i++) {
+            const __m512 p =
+                _mm512_mul_ps(w[i], load16_masked(q->row[i] + c * size, element, mask));
+            sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
+            sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));
+        }
+        _mm512_mask_storeu_epi64(acc + c, low, sum0);
+        _mm512_mask_storeu_epi64(acc + c + 8, high, sum1);
+    }
+}
+
+/* All columns of one to four rows, core by core. */
+#define POOL_ROWS(NAME, TYPE, ADD)                                                                 \
+    static inline __attribute__((always_inline)) void NAME(TYPE *acc, const mr_pool_args *a,       \
+                                                           const quad *q, int rows,                \
+                                                           mr_element element) {                   \
+        uint32_t from = 0;                                                                         \
+        while (from < a->rows.columns) {                                                           \
+            const uint32_t core = (a->column_first + from) / a->core_columns;                      \
+            uint32_t to = (core + 1) * a->core_columns - a->column_first;                          \
+            if (to > a->rows.columns) to = a->rows.columns;                                        \
+            ADD(acc, q, rows, (size_t)(core - a->core_first) * a->entries, from, to, element);     \
+            from = to;                                                                             \
+        }                                                                                          \
+    }
+POOL_ROWS(pool_rows32, int32_t, quad_add32)
+POOL_ROWS(pool_rows64, int64_t, quad_add64)
+
+#define POOL(NAME, TYPE, ROWS)                                                                     \
+    static inline __attribute__((always_inline)) void NAME(TYPE *acc, const mr_pool_args *a,       \
+                                                           mr_element element) {                   \
+        const uint32_t ahead = entries_ahead(&a->rows);                                            \
+        const size_t row_bytes = (size_t)a->rows.columns * mr_element_bytes(element);              \
+        uint32_t j = 0;                                                                            \
+        for (uint32_t p = 0; p < ahead && p < a->entries; p++)                                     \
+            prefetch_row(row_at(&a->rows, a->row[p]), row_bytes);                                  \
+        for (uint32_t t = 0; t < a->tokens; t++) {                                                 \
+            TYPE *token = acc + (size_t)t * a->slots * a->rows.columns;                            \
+            const uint32_t end = j + a->count[t];                                                  \
+            while (j < end) {                                                                      \
+                quad q;                                                                            \
+                const uint32_t slot = a->slot ? a->slot[j] : 0;                                    \
+                int rows = 0;                                                                      \
+                while (rows < 4 && j < end && (!a->slot || a->slot[j] == slot)) {                  \
+                    if (j + ahead < a->entries)                                                    \
+                        prefetch_row(row_at(&a->rows, a->row[j + ahead]), row_bytes);              \
+                    q.row[rows] = row_at(&a->rows, a->row[j]);                                     \
+                    q.weight[rows++] = a->weight + j++;                                            \
+                }                                                                                  \
+                TYPE *out = token + (size_t)slot * a->rows.columns;                                \
+                switch (rows) {                                                                    \
+                case 1: ROWS(out, a, &q, 1, element); break;                                       \
+                case 2: ROWS(out, a, &q, 2, element); break;                                       \
+                case 3: ROWS(out, a, &q, 3, element); break;                                       \
+                default: ROWS(out, a, &q, 4, element); break;                                      \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+    }
+POOL(pool_any32, int32_t, pool_rows32)
+POOL(pool_any64, int64_t, pool_rows64)
+
+static void avx512_pool32(int32_t *acc, const mr_pool_args *a) {
+    if (a->rows.element == MR_F32) pool_any32(acc, a, MR_F32);
+    else pool_any32(acc, a, MR_BF16);
+}
+
+static void avx512_pool64(int64_t *acc, const mr_pool_args *a) {
+    if (a->rows.element == MR_F32) pool_any64(acc, a, MR_F32);
+    else pool_any64(acc, a, MR_BF16);
+}
+
+static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
+    const size_t size = mr_element_bytes(a->rows.element);
+    const size_t row_bytes = a->rows.columns * size;
+    const uint32_t ahead = entries_ahead(&a->rows);
+    uint32_t j = 0;
+    for (uint32_t t = 0; t < a->tokens; t++) {
+        const float *x = a->x + t * a->x_stride;
+        for (const uint32_t end = j + a->count[t]; j < end; j++) {
+            const uint8_t *row = row_at(&a->rows, a->row[j]);
+            if (j + ahead < a->entries)
+                prefetch_row(row_at(&a->rows, a->row[j + ahead]), row_bytes);
+            __m512i sum0 = _mm512_setzero_si512(), sum1 = sum0;
+            for (uint32_t c = 0; c < a->rows.columns; c += 16) {
+                const uint32_t left = a->rows.columns - c;
+                const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+                const __m512 p = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c),
+                                               load16_masked(row + c * size, a->rows.element, mask));
+                sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
+                sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));
+            }
+            dot[j] = _mm512_reduce_add_epi64(_mm512_add_epi64(sum0, sum1));
+        }
+    }
+}
+
+/* ROWS rows x PANELS panels of y at one go. */
+static inline __attribute__((always_inline)) void
+gemm_tile(float *y, size_t y_stride, const float *x, size_t x_stride, const mr_packed *w,
+          uint32_t panel, const int rows, const int panels, mr_element element) {
+    const size_t size = element == MR_F32 ? 4 : 2;
+    const size_t panel_bytes = (size_t)w->k * MR_PANEL * size;
+    const uint8_t *b = (const uint8_t *)w->data + panel * panel_bytes;
+    __m512 sum[8][2];
+    for (int i = 0; i < rows * panels; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    for (uint32_t k = 0; k < w->k; k++, b += MR_PANEL * size) {
+        for (int p = 0; p < panels; p++) {
+            const uint8_t *at = b + (size_t)p * panel_bytes;
+            const __m512 b0 = load16(at, element), b1 = load16(at + 16 * size, element);
+#pragma GCC unroll 8
+            for (int i = 0; i < rows; i++) {
+                const __m512 a = _mm512_set1_ps(x[(size_t)i * x_stride + k]);
+                sum[i * panels + p][0] = _mm512_fmadd_ps(a, b0, sum[i * panels + p][0]);
+                sum[i * panels + p][1] = _mm512_fmadd_ps(a, b1, sum[i * panels + p][1]);
+            }
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int p = 0; p < panels; p++) {
+            const uint32_t column = (panel + (uint32_t)p) * MR_PANEL;
+            const uint32_t left = w->n - column;
+            const uint32_t mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+            float *out = y + (size_t)i * y_stride + column;
+            _mm512_mask_storeu_ps(out, (__mmask16)mask, sum[i * panels + p][0]);
+            _mm512_mask_storeu_ps(out + 16, (__mmask16)(mask >> 16), sum[i * panels + p][1]);
+        }
+}
+
+static inline __attribute__((always_inline)) void
+gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
+         const mr_packed *w, uint32_t panel_first, uint32_t panel_count, mr_element element) {
+    const uint32_t last = panel_first + panel_count;
+    if (m == 1) {
+        uint32_t p = panel_first;
+        for (; p + 4 <= last; p += 4) gemm_tile(y, y_stride, x, x_stride, w, p, 1, 4, element);
+        for (; p < last; p++) gemm_tile(y, y_stride, x, x_stride, w, p, 1, 1, element);
+        return;
+    }
+    for (uint32_t p = panel_first; p < last; p++) {
+        uint32_t i = 0;
+        for (; i + 8 <= m; i += 8)
+            gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, 8, 1, element);
+        for (; i + 4 <= m; i += 4)
+            gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, 4, 1, element);
+        for (; i + 2 <= m; i += 2)
+            gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, 2, 1, element);
+        for (; i < m; i++)
+            gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, 1, 1, element);
+    }
+}
+
+static void avx512_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
+                        const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
+    if (w->element == MR_F32)
+        gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_F32);
+    else gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
+}
+
+static bool avx512_select(uint32_t *out_index, const float *score, uint32_t n, uint32_t k,
+                          uint64_t *scratch) {
+    if (!mr_select_start(scratch, score, k)) return false;
+    __m512 threshold = _mm512_set1_ps(mr_select_threshold(scratch));
+    __mmask16 nan = 0;
+    for (uint32_t i = k; i < n; i += 16) {
+        const uint32_t left = n - i;
+        const __mmask16 in = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        const __m512 s = _mm512_maskz_loadu_ps(in, score + i);
+        nan |= _mm512_mask_cmp_ps_mask(in, s, s, _CMP_UNORD_Q);
+        unsigned better = _mm512_mask_cmp_ps_mask(in, s, threshold, _CMP_GT_OQ);
+        if (!better) continue;
+        for (; better; better &= better - 1) {
+            const uint32_t at = i + (uint32_t)__builtin_ctz(better);
+            const uint64_t key = mr_select_key(score[at], at);
+            if (key > scratch[0]) mr_select_sift(scratch, k, key);
+        }
+        threshold = _mm512_set1_ps(mr_select_threshold(scratch));
+    }
+    if (nan) return false;
+    mr_select_finish(out_index, scratch, k);
+    return true;
+}
+
+const mr_ops mr_ops_avx512 = {"avx512",        avx512_pool32, avx512_pool64,
+                              avx512_gate_dot, avx512_gemm,   avx512_select};
+#else
+const mr_ops mr_ops_avx512 = {0}; /* not an x86-64: never picked */
+#endif
