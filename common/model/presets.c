@@ -1,11 +1,11 @@
 /* presets.c - see presets.h.
  *
- * The published tables give width, layers, keys, key and value dimensions, top-m and insertion; what
- * they leave open is chosen here: heads of 64 or 128, SwiGLU with 8/3 of the width (the same
+ * The published tables give width, layers, keys, key and value dimensions, top-m and insertion;
+ * what they leave open is chosen here: heads of 64 or 128, SwiGLU with 8/3 of the width (the same
  * parameters as a plain FFN of four widths), 50304 tokens, a context of 2048. The insertion of the
- * 1.6B model ends inside it: published is 28:32 of 32 blocks (0..31), whose output the official code
- * loses; here it is 28:31. PKM and Memory+ are given a table of the same number of elements in three
- * layers, as in their papers; MoE comes near the same total. */
+ * 1.6B model ends inside it: published is 28:32 of 32 blocks (0..31), whose output the official
+ * code loses; here it is 28:31. PKM and Memory+ are given a table of the same number of elements in
+ * three layers, as in their papers; MoE comes near the same total. */
 #include "common/model/presets.h"
 
 #include "common/base/mem.h"
@@ -241,9 +241,11 @@ static char *config_text(const mr_shape *shape) {
         "{\n"
         "  \"d_model\": %u,\n  \"n_heads\": %u,\n  \"n_kv_heads\": %u,\n  \"clip_qkv\": null,\n"
         "  \"n_layers\": %u,\n  \"mlp_ratio\": 4,\n  \"mlp_hidden_size\": %u,\n"
-        "  \"activation_type\": \"swiglu\",\n  \"block_type\": \"%s\",\n  \"block_group_size\": 1,\n"
+        "  \"activation_type\": \"swiglu\",\n  \"block_type\": \"%s\",\n"
+        "  \"block_group_size\": 1,\n"
         "  \"alibi\": false,\n  \"alibi_bias_max\": 8.0,\n  \"rope\": true,\n"
-        "  \"rope_full_precision\": true,\n  \"rope_theta\": 10000,\n  \"flash_attention\": false,\n"
+        "  \"rope_full_precision\": true,\n  \"rope_theta\": 10000,\n"
+        "  \"flash_attention\": false,\n"
         "  \"attention_dropout\": 0.0,\n  \"multi_query_attention\": null,\n"
         "  \"attention_layer_norm\": true,\n  \"residual_dropout\": 0.0,\n"
         "  \"embedding_dropout\": 0.0,\n  \"embedding_layer_norm\": false,\n"

@@ -1,8 +1,10 @@
-/* presets.h - named shapes of models that were published, as random models for tests and benchmarks.
+/* presets.h - named shapes of models that were published, as random models for tests and
+ * benchmarks.
  *
- * A preset is a mr_shape; it can be scaled and every number overridden. From a shape follow the text
- * of config.json (checked by mr_config_parse itself, so that nothing is written that would be refused)
- * and the list of tensors, each with how its random values are drawn. Sources: docs/MODELS.md. */
+ * A preset is a mr_shape; it can be scaled and every number overridden. From a shape follow the
+ * text of config.json (checked by mr_config_parse itself, so that nothing is written that would be
+ * refused) and the list of tensors, each with how its random values are drawn. Sources:
+ * docs/MODELS.md. */
 #ifndef MR_MODEL_PRESETS_H
 #define MR_MODEL_PRESETS_H
 #include "common/model/config.h"
@@ -34,8 +36,8 @@ mr_status mr_preset_find(mr_shape *out, const char *name, mr_err *err);
 void mr_shape_scale(mr_shape *shape, double factor);
 /* Sets the number of layers and moves the insertions with them; pairs that would be lost go. */
 void mr_shape_set_layers(mr_shape *shape, uint32_t layers);
-/* Sets d_model and, in proportion, the widths that follow from it (mlp; values of pkm, memory_plus).
- * heads: 0 keeps the size of a head where that divides, else the number of heads. */
+/* Sets d_model and, in proportion, the widths that follow from it (mlp; values of pkm,
+ * memory_plus). heads: 0 keeps the size of a head where that divides, else the number of heads. */
 void mr_shape_set_width(mr_shape *shape, uint32_t d_model, uint32_t heads);
 
 /* config.json; owned by the caller. An impossible shape is refused with one sentence. */

@@ -1,9 +1,9 @@
 /* random_fill.c - see random_fill.h.
  *
- * Normal numbers come from one 32-bit word each: the upper 12 bits choose one of 4096 equally likely
- * intervals of the normal distribution, the lower 20 the place inside it. That is a table of 16 KiB
- * instead of a logarithm and a cosine per number: filling a table of 20 billion elements is then
- * bound by the disk. */
+ * Normal numbers come from one 32-bit word each: the upper 12 bits choose one of 4096 equally
+ * likely intervals of the normal distribution, the lower 20 the place inside it. That is a table of
+ * 16 KiB instead of a logarithm and a cosine per number: filling a table of 20 billion elements is
+ * then bound by the disk. */
 #include "common/model/random_fill.h"
 
 #include <math.h>

@@ -1,8 +1,9 @@
-/* random_fill.h - random numbers by position: element i of a tensor is a function of (seed, name, i).
+/* random_fill.h - random numbers by position: element i of a tensor is a function of (seed, name,
+ * i).
  *
- * Philox4x32-10 keyed by the seed, with the tensor's name and the element's block as counter, so that
- * any thread, order or chunk gives the same bytes. Only integer arithmetic, one table and one fused
- * order of float operations: the same bytes on every machine. */
+ * Philox4x32-10 keyed by the seed, with the tensor's name and the element's block as counter, so
+ * that any thread, order or chunk gives the same bytes. Only integer arithmetic, one table and one
+ * fused order of float operations: the same bytes on every machine. */
 #ifndef MR_MODEL_RANDOM_FILL_H
 #define MR_MODEL_RANDOM_FILL_H
 #include <stddef.h>
@@ -16,7 +17,8 @@ typedef struct {
 mr_random mr_random_for(uint64_t seed, const char *name);
 void mr_philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]);
 
-/* out[i] = mean + spread * z(first + i); z follows the standard normal distribution, cut at 4.06. */
+/* out[i] = mean + spread * z(first + i); z follows the standard normal distribution, cut at 4.06.
+ * */
 void mr_random_normal(float *out, const mr_random *random, uint64_t first, size_t count, float mean,
                       float spread);
 

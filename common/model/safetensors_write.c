@@ -1,18 +1,18 @@
 /* safetensors_write.c - see safetensors_write.h.
  *
- * A file is 8 bytes of header length, the JSON header padded with spaces to a multiple of 8, then the
- * data without gaps. Space is reserved at begin: a full disk is reported before the first hour of
- * work, not after it. */
+ * A file is 8 bytes of header length, the JSON header padded with spaces to a multiple of 8, then
+ * the data without gaps. Space is reserved at begin: a full disk is reported before the first hour
+ * of work, not after it. */
 #include "common/model/safetensors_write.h"
 
 #include "common/base/file.h"
+#include "common/base/json.h"
 #include "common/base/limits.h"
 #include "common/base/mem.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,7 +123,8 @@ static uint32_t assign_files(mr_writer *writer, uint64_t file_bytes_max) {
     return file + 1;
 }
 
-/* Places the tensors of a file, widest elements first, and returns its JSON header (caller owns). */
+/* Places the tensors of a file, widest elements first, and returns its JSON header (caller owns).
+ * */
 static json_t *place_tensors(mr_writer *writer, uint32_t file) {
     uint64_t offset = 0;
     json_t *header = json_object();

@@ -1,5 +1,5 @@
-/* Goal: `memrack synth` writes models the loader takes, of the sizes that were published, and the same
- * numbers whatever the chunks.
+/* Goal: `memrack synth` writes models the loader takes, of the sizes that were published, and the
+ * same numbers whatever the chunks.
  * Method: the published totals; every preset through the config parser; scaled-down presets written
  * and opened; the generator against its published test vector, against itself in other chunks, and
  * against the moments of the normal distribution. */
