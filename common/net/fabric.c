@@ -54,8 +54,12 @@ void mr_queue_drop(mr_queue *queue, size_t bytes) {
 static mr_status peek(const mr_queue *queue, size_t skip, const mr_link *link,
                       mr_wire_header *header, size_t *missing, mr_err *err) {
     const size_t have = mr_queue_bytes(queue) - skip;
+    const uint32_t magic = MR_WIRE_MAGIC;
     *missing = 0;
     if (have < HEADER_BYTES) {
+        /* A scanner that sends less than a header and waits is told off at once. */
+        if (have > 0 && memcmp(queue->data + queue->head + skip, &magic, have < 4 ? have : 4) != 0)
+            return mr_fail(err, MR_ERR_FORMAT, "not a Memrack frame: it starts with other bytes");
         *missing = HEADER_BYTES - have;
         return MR_ERR_AGAIN;
     }

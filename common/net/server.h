@@ -25,7 +25,8 @@ typedef struct {
     /* Optional: after mr_server_wake, and whenever a link has room for more answers: begins and ends
      * those that were made outside the handler (not flushed). */
     void (*writable)(void *context, mr_link *link);
-    void (*link_closed)(void *context, mr_link *link); /* optional; before the link is freed */
+    void (*link_closed)(void *context, mr_link *link); /* optional; of open sessions, before the
+                                                        * link is freed */
     void *context;
     uint32_t idle_timeout_ms; /* for a session that never says HELLO; 0: 5000 */
 } mr_server_options;

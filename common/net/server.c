@@ -1,0 +1,484 @@
+/* server.c - see server.h.
+ *
+ * Thread 0 owns the listening socket besides links of its own: it accepts and passes each socket to
+ * the thread with the fewest links through that thread's pipe, which is a bounded mailbox of file
+ * descriptors. A link then stays with its thread for life. One eventfd ends all threads: it is
+ * never read, so every epoll set sees it. */
+#include "common/net/server.h"
+
+#include "common/base/clock.h"
+#include "common/base/limits.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+#include "common/net/address.h"
+#include "common/net/frames.h"
+#include "common/net/link.h"
+#include "common/net/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    EVENTS_AT_ONCE = 64,
+    FRAMES_AT_ONCE = 128,    /* of one link before the others have their turn */
+    FLUSH_BYTES = 128 << 10, /* answers wait for each other up to so much */
+    HELLO_BYTES_MAX = 4096,  /* the largest frame before the session is open */
+    TICK_MS = 100,           /* how often deadlines are looked at while there are any */
+    STALL_SECONDS = 30,      /* answers that nobody reads are kept so long */
+    IDLE_MS_DEFAULT = 5000,
+    LISTEN_BACKLOG = 512,
+    DRAIN_READS_MAX = 64,
+};
+
+typedef struct {
+    mr_link *link;
+    bool is_open;        /* its session */
+    bool has_more;       /* frames may lie in its input: do not wait for the socket */
+    uint32_t events;     /* armed in epoll */
+    int64_t accepted_ns; /* until the session is open */
+    int64_t moved_ns;    /* when output last moved while some was waiting */
+    uint64_t moved_bytes;
+    uint32_t index; /* in its thread's list */
+} client;
+
+typedef struct {
+    mr_server *server;
+    pthread_t thread;
+    bool started;
+    int epoll, wake;   /* wake: an eventfd, read by this thread */
+    int mail[2];       /* sockets come out of mail[0]; thread 0 writes mail[1] */
+    atomic_uint links; /* that it has or will have; read by thread 0 */
+    client **clients;  /* [count], this thread's own */
+    uint32_t count, room;
+    uint32_t more; /* clients with has_more */
+} serving;
+
+struct mr_server {
+    mr_server_options options;
+    mr_session_offer offer;
+    char *address;
+    void *tail;
+    int listener, stop;
+    bool is_deaf; /* out of descriptors: the listener is disarmed until the next tick; thread 0 */
+    serving *threads;
+    uint32_t thread_count;
+};
+
+/* What epoll hands back for the descriptors that are no client's. */
+static char mark_listener, mark_stop, mark_wake, mark_mail;
+
+/* --- one client ------------------------------------------------------------------------------- */
+
+static mr_status watch(int epoll, int operation, int fd, uint32_t events, void *mark) {
+    struct epoll_event event = {.events = events, .data.ptr = mark};
+    return epoll_ctl(epoll, operation, fd, &event) == 0 ? MR_OK : MR_ERR_IO;
+}
+
+static void add_client(serving *t, int fd) {
+    char *peer = mr_address_of_peer(fd);
+    client *c = mr_alloc(sizeof(*c));
+    c->link = mr_link_from_fd(fd, peer);
+    c->link->payload_max = HELLO_BYTES_MAX;
+    c->accepted_ns = c->moved_ns = mr_now_ns();
+    c->events = EPOLLIN;
+    free(peer);
+    if (watch(t->epoll, EPOLL_CTL_ADD, fd, c->events, c) != MR_OK) {
+        mr_log_warn("%s: cannot be watched: %s", mr_link_peer(c->link), strerror(errno));
+        mr_link_close(c->link);
+        free(c);
+        atomic_fetch_sub(&t->links, 1);
+        return;
+    }
+    if (t->count == t->room) {
+        t->room = t->room ? 2 * t->room : 16;
+        t->clients = mr_realloc_array(t->clients, t->room, sizeof(client *));
+    }
+    c->index = t->count;
+    t->clients[t->count++] = c;
+}
+
+static void set_more(serving *t, client *c, bool more) {
+    if (c->has_more == more) return;
+    c->has_more = more;
+    if (more)
+        t->more++;
+    else
+        t->more--;
+}
+
+static void drop_client(serving *t, client *c) {
+    const mr_server_options *o = &t->server->options;
+    set_more(t, c, false);
+    if (o->link_closed && c->is_open) o->link_closed(o->context, c->link);
+    t->clients[c->index] = t->clients[--t->count];
+    t->clients[c->index]->index = c->index;
+    mr_link_close(c->link); /* closing the descriptor takes it out of the epoll set */
+    free(c);
+    atomic_fetch_sub(&t->links, 1);
+}
+
+static void take_frame(serving *t, client *c, const mr_frame *frame) {
+    const mr_server_options *o = &t->server->options;
+    mr_err err;
+    if (!c->is_open) {
+        if (mr_session_answer(c->link, frame, &t->server->offer, &err) != MR_OK) {
+            mr_log_warn("%s is refused: %s", mr_link_peer(c->link), err.text);
+            return;
+        }
+        c->is_open = true;
+        c->link->payload_max = MR_MAX_FRAME_BYTES;
+        return;
+    }
+    const uint16_t type = frame->header->type;
+    if (type != MR_FRAME_PING && type != MR_FRAME_HELLO) {
+        o->handler(o->context, c->link, frame);
+        return;
+    }
+    mr_status status = mr_frame_check(frame, &err);
+    if (status == MR_OK && type == MR_FRAME_HELLO)
+        status = mr_fail(&err, MR_ERR_FORMAT, "a second HELLO in one session");
+    if (status != MR_OK) {
+        mr_log_warn("%s is refused: %s", mr_link_peer(c->link), err.text);
+        mr_session_refuse(c->link, frame->header->request, status, err.text);
+        return;
+    }
+    const mr_wire_header pong = {.type = MR_FRAME_PONG, .request = frame->header->request};
+    mr_link_send(c->link, &pong, NULL, 0);
+}
+
+/* Takes frames until there are none, answers pile up, or others should have their turn. */
+static mr_status take_frames(serving *t, client *c, mr_err *err) {
+    set_more(t, c, false);
+    for (int i = 0; i < FRAMES_AT_ONCE; i++) {
+        mr_frame frame;
+        if (c->link->is_refused || mr_link_is_backlogged(c->link)) return MR_OK;
+        const mr_status status = mr_link_receive(c->link, &frame, err);
+        if (status == MR_ERR_AGAIN) return MR_OK;
+        if (status != MR_OK) return status;
+        take_frame(t, c, &frame);
+        if (mr_queue_bytes(&c->link->out) >= FLUSH_BYTES) {
+            const mr_status flushed = mr_link_flush(c->link, err);
+            if (flushed != MR_OK && flushed != MR_ERR_AGAIN) return flushed;
+        }
+    }
+    set_more(t, c, true);
+    return MR_OK;
+}
+
+/* What the peer sent was no frame: it is told so if it can still be told. */
+static void refuse_garbage(client *c, mr_status status, const mr_err *err) {
+    mr_link *link = c->link;
+    if (status == MR_ERR_UNAVAILABLE) {
+        if (!c->is_open || strstr(err->text, "middle of a frame"))
+            mr_log_info("%s left", err->text);
+        return;
+    }
+    mr_log_warn("link refused: %s", err->text);
+    link->failure = MR_OK;
+    mr_session_refuse(link, 0, status, err->text);
+    mr_link_flush(link, NULL);
+}
+
+/* Closing a socket that holds unread bytes resets the connection, and the peer loses the sentence
+ * that was to explain it. So what came is read away first, up to a bound. */
+static void drain(const mr_link *link) {
+    static _Thread_local char sink[16 << 10];
+    shutdown(link->fd, SHUT_WR);
+    for (int i = 0; i < DRAIN_READS_MAX; i++)
+        if (recv(link->fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0) return;
+}
+
+/* One turn of a client. false: it was dropped. */
+static bool serve_client(serving *t, client *c) {
+    const mr_server_options *o = &t->server->options;
+    mr_link *link = c->link;
+    mr_err err = {{0}};
+    mr_status status = mr_link_flush(link, &err);
+    if (status == MR_OK || status == MR_ERR_AGAIN) status = take_frames(t, c, &err);
+    if (status == MR_OK && o->writable && c->is_open && !mr_link_is_backlogged(link))
+        o->writable(o->context, link);
+    if (status == MR_OK) {
+        const bool was_backlogged = mr_link_is_backlogged(link);
+        status = mr_link_flush(link, &err);
+        if (status == MR_ERR_AGAIN) status = MR_OK;
+        /* Input that was left because of the backlog will not wake us by itself. */
+        if (was_backlogged && !mr_link_is_backlogged(link)) set_more(t, c, true);
+    }
+    const bool waits = mr_link_wants_write(link);
+    if (status != MR_OK || (link->is_refused && !waits)) {
+        if (status != MR_OK) refuse_garbage(c, status, &err);
+        if (link->is_refused) drain(link);
+        drop_client(t, c);
+        return false;
+    }
+    if (link->bytes_sent != c->moved_bytes || !waits || !(c->events & EPOLLOUT)) {
+        c->moved_bytes = link->bytes_sent;
+        c->moved_ns = mr_now_ns();
+    }
+    const bool reads = !link->is_refused && !mr_link_is_backlogged(link);
+    const uint32_t events = (reads ? EPOLLIN : 0u) | (waits ? EPOLLOUT : 0u);
+    if (events != c->events && watch(t->epoll, EPOLL_CTL_MOD, link->fd, events, c) == MR_OK)
+        c->events = events;
+    return true;
+}
+
+/* --- accepting (thread 0) --------------------------------------------------------------------- */
+
+static void turn_away(int fd, const char *sentence) {
+    char *peer = mr_address_of_peer(fd);
+    mr_link *link = mr_link_from_fd(fd, peer);
+    mr_log_warn("%s is refused: %s", peer, sentence);
+    mr_session_refuse(link, 0, MR_ERR_LIMIT, sentence);
+    mr_link_flush(link, NULL);
+    mr_link_close(link);
+    free(peer);
+}
+
+static void hand_over(mr_server *server, int fd) {
+    serving *best = &server->threads[0];
+    uint32_t all = 0;
+    for (uint32_t i = 0; i < server->thread_count; i++) {
+        serving *t = &server->threads[i];
+        all += atomic_load(&t->links);
+        if (atomic_load(&t->links) < atomic_load(&best->links)) best = t;
+    }
+    if (all >= MR_MAX_LINKS_PER_SERVER) {
+        turn_away(fd, "there are too many links to this server already");
+        return;
+    }
+    atomic_fetch_add(&best->links, 1);
+    if (write(best->mail[1], &fd, sizeof(fd)) != sizeof(fd)) {
+        atomic_fetch_sub(&best->links, 1);
+        turn_away(fd, "too many links are being opened at once");
+    }
+}
+
+static void accept_links(serving *t) {
+    mr_server *server = t->server;
+    for (int i = 0; i < EVENTS_AT_ONCE; i++) {
+        const int fd = accept4(server->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd >= 0) {
+            hand_over(server, fd);
+            continue;
+        }
+        if (errno == EINTR || errno == ECONNABORTED) continue;
+        if (errno == EAGAIN || errno == EWOULDBLOCK) return;
+        mr_log_warn("accept on %s: %s", server->address, strerror(errno));
+        server->is_deaf =
+            watch(t->epoll, EPOLL_CTL_MOD, server->listener, 0, &mark_listener) == MR_OK;
+        return;
+    }
+}
+
+/* --- a serving thread ------------------------------------------------------------------------- */
+
+static void read_mail(serving *t) {
+    int fds[64];
+    const ssize_t got = read(t->mail[0], fds, sizeof(fds)); /* whole ints: writes are atomic */
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof(int); i++) add_client(t, fds[i]);
+}
+
+/* Deadlines of clients: HELLO in time, and answers that are read. */
+static void tick(serving *t) {
+    mr_server *server = t->server;
+    const int64_t now = mr_now_ns();
+    const int64_t idle_ns = (int64_t)server->options.idle_timeout_ms * 1000000;
+    if (t == &server->threads[0] && server->is_deaf)
+        server->is_deaf =
+            watch(t->epoll, EPOLL_CTL_MOD, server->listener, EPOLLIN, &mark_listener) != MR_OK;
+    for (uint32_t i = t->count; i-- > 0;) {
+        client *c = t->clients[i];
+        if (!c->is_open && now - c->accepted_ns > idle_ns) {
+            mr_log_info("%s is dropped: no HELLO within %u ms", mr_link_peer(c->link),
+                        server->options.idle_timeout_ms);
+            drop_client(t, c);
+        } else if (mr_link_wants_write(c->link) &&
+                   now - c->moved_ns > STALL_SECONDS * 1000000000ll) {
+            mr_log_warn("%s is dropped: it has not read its answers for %d s",
+                        mr_link_peer(c->link), STALL_SECONDS);
+            drop_client(t, c);
+        }
+    }
+}
+
+static bool needs_ticks(const serving *t) {
+    if (t == &t->server->threads[0] && t->server->is_deaf) return true;
+    for (uint32_t i = 0; i < t->count; i++)
+        if (!t->clients[i]->is_open || mr_link_wants_write(t->clients[i]->link)) return true;
+    return false;
+}
+
+static void wake_up(serving *t) {
+    uint64_t count;
+    const ssize_t got = read(t->wake, &count, sizeof(count));
+    (void)got; /* nothing there: another event was first */
+    for (uint32_t i = t->count; i-- > 0;) serve_client(t, t->clients[i]);
+}
+
+/* Returns false when the server ends. A client dropped here cannot come later in the same batch:
+ * epoll reports each descriptor once. wake_up() may drop any, so it runs after the others. */
+static bool handle_events(serving *t, const struct epoll_event *events, int count) {
+    bool is_woken = false;
+    for (int i = 0; i < count; i++) {
+        void *mark = events[i].data.ptr;
+        if (mark == &mark_stop) return false;
+        if (mark == &mark_listener)
+            accept_links(t);
+        else if (mark == &mark_mail)
+            read_mail(t);
+        else if (mark == &mark_wake)
+            is_woken = true;
+        else
+            serve_client(t, mark);
+    }
+    if (is_woken) wake_up(t);
+    return true;
+}
+
+static void *serve(void *argument) {
+    serving *t = argument;
+    struct epoll_event events[EVENTS_AT_ONCE];
+    int64_t next_tick_ns = mr_now_ns();
+    for (;;) {
+        const int timeout_ms = t->more > 0 ? 0 : needs_ticks(t) ? TICK_MS : -1;
+        const int count = epoll_wait(t->epoll, events, EVENTS_AT_ONCE, timeout_ms);
+        if (count < 0 && errno != EINTR) {
+            mr_log_error("epoll_wait: %s", strerror(errno));
+            break;
+        }
+        if (!handle_events(t, events, count > 0 ? count : 0)) break;
+        if (t->more > 0)
+            for (uint32_t i = t->count; i-- > 0;)
+                if (t->clients[i]->has_more) serve_client(t, t->clients[i]);
+        if (mr_now_ns() >= next_tick_ns) {
+            tick(t);
+            next_tick_ns = mr_now_ns() + TICK_MS * 1000000ll;
+        }
+    }
+    while (t->count > 0) drop_client(t, t->clients[t->count - 1]);
+    return NULL;
+}
+
+/* --- open and close --------------------------------------------------------------------------- */
+
+static mr_status open_thread(serving *t, mr_server *server, mr_err *err) {
+    t->server = server;
+    t->epoll = epoll_create1(EPOLL_CLOEXEC);
+    t->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (pipe2(t->mail, O_CLOEXEC | O_NONBLOCK) != 0) t->mail[0] = t->mail[1] = -1;
+    if (t->epoll < 0 || t->wake < 0 || t->mail[0] < 0 ||
+        watch(t->epoll, EPOLL_CTL_ADD, server->stop, EPOLLIN, &mark_stop) != MR_OK ||
+        watch(t->epoll, EPOLL_CTL_ADD, t->wake, EPOLLIN, &mark_wake) != MR_OK ||
+        watch(t->epoll, EPOLL_CTL_ADD, t->mail[0], EPOLLIN, &mark_mail) != MR_OK ||
+        (t == server->threads &&
+         watch(t->epoll, EPOLL_CTL_ADD, server->listener, EPOLLIN, &mark_listener) != MR_OK))
+        return mr_fail(err, MR_ERR_IO, "serve %s: %s", server->address, strerror(errno));
+    return MR_OK;
+}
+
+/* Signals are for the main thread: threads of the server inherit none. */
+static mr_status start_thread(serving *t, mr_err *err) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int code = pthread_create(&t->thread, NULL, serve, t);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    t->started = code == 0;
+    if (code != 0) return mr_fail(err, MR_ERR_NOMEM, "start a serving thread: %s", strerror(code));
+    return MR_OK;
+}
+
+static mr_session_offer make_offer(const mr_server_options *o, const void *tail) {
+    return (mr_session_offer){
+        .role = o->role,
+        .digest = o->digest,
+        .tail = tail,
+        .tail_bytes = o->welcome_tail_bytes,
+        .cell_count = o->cell_count,
+        .grid_rows = o->grid_rows,
+        .grid_columns = o->grid_columns,
+    };
+}
+
+mr_status mr_server_open(mr_server **out, const mr_server_options *options, mr_err *err) {
+    *out = NULL;
+    mr_server *server = mr_alloc(sizeof(*server));
+    server->options = *options;
+    if (server->options.idle_timeout_ms == 0) server->options.idle_timeout_ms = IDLE_MS_DEFAULT;
+    server->thread_count = options->threads ? options->threads : 1;
+    server->threads = mr_alloc_array(server->thread_count, sizeof(serving));
+    for (uint32_t i = 0; i < server->thread_count; i++)
+        server->threads[i] = (serving){.epoll = -1, .wake = -1, .mail = {-1, -1}};
+    server->tail = mr_alloc(options->welcome_tail_bytes);
+    if (options->welcome_tail_bytes > 0)
+        memcpy(server->tail, options->welcome_tail, options->welcome_tail_bytes);
+    server->offer = make_offer(options, server->tail);
+    server->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->listener = -1;
+    mr_status status = mr_address_listen(&server->listener, &server->address, options->address,
+                                         LISTEN_BACKLOG, err);
+    for (uint32_t i = 0; status == MR_OK && i < server->thread_count; i++)
+        status = open_thread(&server->threads[i], server, err);
+    for (uint32_t i = 0; status == MR_OK && i < server->thread_count; i++)
+        status = start_thread(&server->threads[i], err);
+    if (status != MR_OK) {
+        mr_server_close(server);
+        return status;
+    }
+    *out = server;
+    return MR_OK;
+}
+
+const char *mr_server_address(const mr_server *server) {
+    return server->address;
+}
+
+void mr_server_wake(mr_server *server) {
+    const uint64_t one = 1;
+    for (uint32_t i = 0; i < server->thread_count; i++) {
+        const ssize_t put = write(server->threads[i].wake, &one, sizeof(one));
+        (void)put; /* full: it is awake already */
+    }
+}
+
+uint32_t mr_server_links(const mr_server *server) {
+    uint32_t all = 0;
+    for (uint32_t i = 0; i < server->thread_count; i++)
+        all += atomic_load(&server->threads[i].links);
+    return all;
+}
+
+static void close_thread(serving *t) {
+    int left;
+    while (t->mail[0] >= 0 && read(t->mail[0], &left, sizeof(left)) == sizeof(left)) close(left);
+    const int all[] = {t->epoll, t->wake, t->mail[0], t->mail[1]};
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        if (all[i] >= 0) close(all[i]);
+    free(t->clients);
+}
+
+void mr_server_close(mr_server *server) {
+    if (!server) return;
+    const uint64_t one = 1;
+    const ssize_t put = write(server->stop, &one, sizeof(one));
+    (void)put;
+    for (uint32_t i = 0; i < server->thread_count; i++)
+        if (server->threads[i].started) pthread_join(server->threads[i].thread, NULL);
+    for (uint32_t i = 0; i < server->thread_count; i++) close_thread(&server->threads[i]);
+    if (server->listener >= 0) close(server->listener);
+    if (server->address && strncmp(server->address, "unix:", 5) == 0) unlink(server->address + 5);
+    close(server->stop);
+    free(server->threads);
+    free(server->tail);
+    free(server->address);
+    free(server);
+}
