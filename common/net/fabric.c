@@ -25,17 +25,18 @@ bool mr_queue_reserve(mr_queue *queue, size_t bytes, size_t limit_bytes) {
     const size_t held = mr_queue_bytes(queue);
     if (queue->room - queue->tail >= bytes) return true;
     if (held + bytes > limit_bytes) return false;
-    /* Moving down is cheap while a quarter of the room is free; else the queue grows, so that no
-     * byte is moved more than a few times. */
-    if (queue->room >= held + bytes &&
-        (held / 3 <= queue->room / 4 || queue->room >= limit_bytes)) {
+    /* Moving down is cheap while a third of the room is free; else the queue grows, to half as much
+     * again as it may ever hold, so that no byte is moved more than a few times. */
+    if (queue->room >= held + bytes && held <= queue->room / 3 * 2) {
         if (held > 0) memmove(queue->data, queue->data + queue->head, held);
         queue->head = 0;
         queue->tail = held;
         return true;
     }
-    size_t room = queue->room ? queue->room : QUEUE_BYTES_MIN;
+    const size_t room_max = (limit_bytes / 2 * 3 + 127) / 64 * 64;
+    size_t room = queue->room ? 2 * queue->room : QUEUE_BYTES_MIN;
     while (room < held + bytes) room *= 2;
+    if (room > room_max) room = room_max;
     uint8_t *data = aligned_alloc(64, room);
     if (!data) return false;
     if (held > 0) memcpy(data, queue->data + queue->head, held);
