@@ -26,16 +26,19 @@ typedef struct {
     uint32_t step_sequences_max; /* 0: 64 */
     mr_grid grid;                /* {0, 0}: 1x1 */
     bool two_trips;              /* gate on the worker even where one trip would do */
-    /* Links to memshard processes, one per shard; the cells each holds. NULL: tables are held here and
-     * reached over loop links. */
-    mr_link **shards;             /* taken over: closed with the engine */
-    const char *const *addresses; /* [shard_count] for reconnecting; copied */
+    /* Links to the memshards, cell c on link c mod shard_count: sessions to processes, or loop links to
+     * shards in this process. A model with memory layers needs at least one. */
+    mr_link **shards; /* taken over on success: closed with the engine */
+    const char *const *addresses; /* [shard_count] for reconnecting; copied; NULL for loop links */
     uint32_t shard_count;
     uint32_t retrieval_timeout_ms; /* a shard silent for so long fails the step; 0: 500 */
 } mr_engine_options;
 
 mr_status mr_engine_open(mr_engine **out, const mr_engine_options *options, mr_err *err);
 void mr_engine_close(mr_engine *engine);
+/* The engine's compute threads, idle while the step thread waits for a retrieval: a memshard in the same
+ * process may borrow them inside its handler. */
+struct mr_team *mr_engine_team(mr_engine *engine);
 void mr_engine_info(const mr_engine *engine, mr_wire_worker_info *out);
 /* Bytes the engine will hold, by kind, before it allocates them: weights, KV cache, buffers. */
 typedef struct {

@@ -1,0 +1,125 @@
+/* attention.c - rotary attention over the paged KV cache.
+ *
+ * A query walks the KV blocks from position 0 in blocks of MR_KV_BLOCK_TOKENS and reads keys and values
+ * as the cache holds them, those of its own chunk too. Its result is therefore the same however the
+ * prompt was cut and whoever shares the step. Softmax runs online: one rescale per block. */
+#include "worker/engine_impl.h"
+
+#include "common/ops/dense.h"
+#include "common/ops/math.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct {
+    mr_engine *e;
+    const mr_step *step;
+    uint32_t block; /* of the model */
+    const mr_block_weights *weights;
+    float scale;
+} work;
+
+/* Keys (which = 0) or values (1) of one KV block and head: [MR_KV_BLOCK_TOKENS][head_dim]. */
+static float *cache_at(const mr_engine *e, uint32_t layer, uint32_t which, uint32_t kv_block,
+                       uint32_t head) {
+    const mr_config *c = e->config;
+    const size_t block = (((size_t)layer * 2 + which) * e->kv_blocks + kv_block) * c->n_kv_heads + head;
+    return e->kv + block * MR_KV_BLOCK_TOKENS * c->head_dim;
+}
+
+static void prepare_head(const mr_engine *e, float *x, const float *norm, uint32_t token) {
+    const uint32_t dim = e->config->head_dim, half = dim / 2;
+    if (norm) mr_engine_norm(e, x, x, norm, dim);
+    mr_rope(x, e->b.cosine + (size_t)token * half, e->b.sine + (size_t)token * half, half);
+}
+
+/* Items: tokens. Norms and rotates queries and keys, stores keys and values. */
+static void store_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const work *w = context;
+    mr_engine *e = w->e;
+    const mr_config *c = e->config;
+    const uint32_t dim = c->head_dim;
+    const size_t stride = c->d_model + 2ull * c->n_kv_heads * dim;
+    (void)member;
+    for (uint32_t t = first; t < first + count; t++) {
+        float *q = e->b.qkv + t * stride, *k = q + c->d_model, *v = k + (size_t)c->n_kv_heads * dim;
+        const uint32_t position = e->b.position[t];
+        const uint32_t *blocks = w->step->blocks + e->b.block_first[e->b.sequence[t]];
+        const uint32_t kv_block = blocks[position / MR_KV_BLOCK_TOKENS];
+        const size_t at = (size_t)(position % MR_KV_BLOCK_TOKENS) * dim;
+        for (uint32_t h = 0; h < c->n_heads; h++)
+            prepare_head(e, q + (size_t)h * dim, w->weights->q_norm, t);
+        for (uint32_t h = 0; h < c->n_kv_heads; h++) {
+            prepare_head(e, k + (size_t)h * dim, w->weights->k_norm, t);
+            memcpy(cache_at(e, w->block, 0, kv_block, h) + at, k + (size_t)h * dim, dim * sizeof(float));
+            memcpy(cache_at(e, w->block, 1, kv_block, h) + at, v + (size_t)h * dim, dim * sizeof(float));
+        }
+    }
+}
+
+typedef struct {
+    float largest, sum;
+} running;
+
+/* Takes one KV block of `count` positions into a head's running softmax. */
+static void take_block(running *r, float *out, const float *query, const float *keys,
+                       const float *values, uint32_t count, uint32_t dim, float scale) {
+    float score[MR_KV_BLOCK_TOKENS], largest = r->largest;
+    for (uint32_t j = 0; j < count; j++) {
+        score[j] = mr_dot(query, keys + (size_t)j * dim, dim) * scale;
+        if (score[j] > largest) largest = score[j];
+    }
+    const float shrink = mr_exp(r->largest - largest);
+    r->sum = r->sum * shrink;
+    for (uint32_t i = 0; i < dim; i++) out[i] = out[i] * shrink;
+    for (uint32_t j = 0; j < count; j++) {
+        const float p = mr_exp(score[j] - largest);
+        const float *value = values + (size_t)j * dim;
+        r->sum = r->sum + p;
+        for (uint32_t i = 0; i < dim; i++) out[i] = out[i] + p * value[i];
+    }
+    r->largest = largest;
+}
+
+/* Items: token x KV head. The query heads of a KV head read its blocks together. */
+static void attend(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const work *w = context;
+    mr_engine *e = w->e;
+    const mr_config *c = e->config;
+    const uint32_t dim = c->head_dim, group = c->n_heads / c->n_kv_heads;
+    const size_t stride = c->d_model + 2ull * c->n_kv_heads * dim;
+    running state[MR_MAX_HEADS];
+    (void)member;
+    for (uint32_t item = first; item < first + count; item++) {
+        const uint32_t t = item / c->n_kv_heads, kv_head = item % c->n_kv_heads;
+        const uint32_t length = e->b.position[t] + 1;
+        const uint32_t *blocks = w->step->blocks + e->b.block_first[e->b.sequence[t]];
+        const float *query = e->b.qkv + t * stride + (size_t)kv_head * group * dim;
+        float *out = e->b.attention + (size_t)t * c->d_model + (size_t)kv_head * group * dim;
+        memset(out, 0, (size_t)group * dim * sizeof(float));
+        for (uint32_t g = 0; g < group; g++) state[g] = (running){-INFINITY, 0};
+        for (uint32_t from = 0; from < length; from += MR_KV_BLOCK_TOKENS) {
+            const uint32_t left = length - from;
+            const uint32_t take = left < MR_KV_BLOCK_TOKENS ? left : MR_KV_BLOCK_TOKENS;
+            const uint32_t kv_block = blocks[from / MR_KV_BLOCK_TOKENS];
+            const float *keys = cache_at(e, w->block, 0, kv_block, kv_head);
+            const float *values = cache_at(e, w->block, 1, kv_block, kv_head);
+            for (uint32_t g = 0; g < group; g++)
+                take_block(&state[g], out + (size_t)g * dim, query + (size_t)g * dim, keys, values,
+                           take, dim, w->scale);
+        }
+        for (uint32_t g = 0; g < group; g++)
+            for (uint32_t i = 0; i < dim; i++)
+                out[(size_t)g * dim + i] = out[(size_t)g * dim + i] / state[g].sum;
+    }
+}
+
+void mr_attention(mr_engine *e, const mr_step *step, uint32_t block) {
+    work w = {.e = e,
+              .step = step,
+              .block = block,
+              .weights = &e->weights.blocks[block],
+              .scale = 1.0f / sqrtf((float)e->config->head_dim)};
+    mr_team_run(e->team, store_tokens, &w, step->token_count);
+    mr_team_run(e->team, attend, &w, step->token_count * e->config->n_kv_heads);
+}

@@ -1,0 +1,281 @@
+/* step.c - one step through the model; read this first.
+ *
+ * All new tokens of all sequences go through a block together: matrix products see one tall input,
+ * attention walks each sequence's own KV blocks. A memory layer begins its retrieval where it reads
+ * and ends it where its output is added, so whatever lies between hides the trip. */
+#include "worker/engine_impl.h"
+
+#include "common/base/clock.h"
+#include "common/ops/dense.h"
+
+#include <assert.h>
+#include <string.h>
+
+typedef struct {
+    mr_engine *e;
+    const float *x;
+    float *y;
+    size_t x_stride, y_stride;
+    const mr_packed *w;
+    uint32_t m;
+} product;
+
+static void run_product(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const product *p = context;
+    (void)member;
+    p->e->ops->gemm(p->y, p->y_stride, p->x, p->x_stride, p->m, p->w, first, count);
+}
+
+void mr_engine_gemm(mr_engine *e, float *y, size_t y_stride, const float *x, size_t x_stride,
+                    uint32_t m, const mr_packed *w) {
+    product p = {e, x, y, x_stride, y_stride, w, m};
+    mr_team_run(e->team, run_product, &p, (w->n + MR_PANEL - 1) / MR_PANEL);
+}
+
+void mr_engine_norm(const mr_engine *e, float *y, const float *x, const float *w, uint32_t n) {
+    if (e->config->norm == MR_NORM_RMS) mr_rms_norm(y, x, w, n, e->config->norm_eps);
+    else mr_layer_norm(y, x, w, n, e->config->norm_eps);
+}
+
+typedef struct {
+    mr_engine *e;
+    const mr_step *step;
+    const float *weight; /* of a norm */
+    float *to;
+    const float *from;
+} rows_work;
+
+static void norm_rows(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const rows_work *w = context;
+    const uint32_t d = w->e->config->d_model;
+    (void)member;
+    for (size_t t = first; t < (size_t)first + count; t++)
+        mr_engine_norm(w->e, w->to + t * d, w->from + t * d, w->weight, d);
+}
+
+static void norm_all(mr_engine *e, float *to, const float *from, const float *weight, uint32_t rows) {
+    rows_work w = {.e = e, .weight = weight, .to = to, .from = from};
+    mr_team_run(e->team, norm_rows, &w, rows);
+}
+
+static void add_rows(mr_engine *e, const float *x, uint32_t rows) {
+    mr_add(e->b.x, x, rows * e->config->d_model);
+}
+
+/* --- checks ----------------------------------------------------------------------------------- */
+
+static mr_status check_sequence(const mr_engine *e, const mr_wire_sequence *s, mr_err *err) {
+    const uint64_t end = (uint64_t)s->position + s->token_count;
+    if (s->token_count == 0) return mr_fail(err, MR_ERR_RANGE, "a sequence of a step has no tokens");
+    if (end > e->config->context_tokens)
+        return mr_fail(err, MR_ERR_RANGE, "a sequence reaches position %llu; the context has %u",
+                       (unsigned long long)end, e->config->context_tokens);
+    if ((uint64_t)s->block_count * MR_KV_BLOCK_TOKENS < end)
+        return mr_fail(err, MR_ERR_RANGE, "%u KV blocks do not hold %llu tokens", s->block_count,
+                       (unsigned long long)end);
+    if (!(s->temperature >= 0 && s->temperature <= 1e6f) || !(s->top_p > 0 && s->top_p <= 1) ||
+        !(s->min_p >= 0 && s->min_p <= 1) || s->logprobs > MR_MAX_LOGPROBS)
+        return mr_fail(err, MR_ERR_RANGE, "a sampling parameter is out of range");
+    return MR_OK;
+}
+
+static mr_status check_step(const mr_engine *e, const mr_step *step, mr_err *err) {
+    uint64_t tokens = 0, blocks = 0;
+    if (step->sequence_count == 0 || step->token_count == 0)
+        return mr_fail(err, MR_ERR_RANGE, "a step without tokens");
+    if (step->sequence_count > e->step_sequences_max || step->token_count > e->step_tokens_max)
+        return mr_fail(err, MR_ERR_LIMIT, "a step of %u sequences and %u tokens; at most %u and %u",
+                       step->sequence_count, step->token_count, e->step_sequences_max, e->step_tokens_max);
+    for (uint32_t i = 0; i < step->sequence_count; i++) {
+        const mr_status status = check_sequence(e, &step->sequences[i], err);
+        if (status != MR_OK) return status;
+        tokens += step->sequences[i].token_count;
+        blocks += step->sequences[i].block_count;
+    }
+    if (tokens != step->token_count || blocks != step->block_count)
+        return mr_fail(err, MR_ERR_FORMAT, "a step's tokens or blocks do not add up");
+    for (uint32_t i = 0; i < step->token_count; i++)
+        if (step->tokens[i] < 0 || (uint32_t)step->tokens[i] >= e->config->head_rows)
+            return mr_fail(err, MR_ERR_RANGE, "token id %d is outside [0, %u)", step->tokens[i],
+                           e->config->head_rows);
+    for (uint32_t i = 0; i < step->block_count; i++)
+        if (step->blocks[i] >= e->kv_blocks)
+            return mr_fail(err, MR_ERR_RANGE, "KV block %u; there are %u", step->blocks[i], e->kv_blocks);
+    return MR_OK;
+}
+
+/* --- parts of a step -------------------------------------------------------------------------- */
+
+static void place_tokens(mr_engine *e, const mr_step *step) {
+    uint32_t t = 0, block = 0;
+    for (uint32_t i = 0; i < step->sequence_count; i++) {
+        e->b.block_first[i] = block;
+        block += step->sequences[i].block_count;
+        for (uint32_t j = 0; j < step->sequences[i].token_count; j++, t++) {
+            e->b.sequence[t] = i;
+            e->b.position[t] = step->sequences[i].position + j;
+        }
+    }
+}
+
+static void embed_rows(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const rows_work *w = context;
+    mr_engine *e = w->e;
+    const uint32_t d = e->config->d_model, half = e->config->head_dim / 2;
+    (void)member;
+    for (size_t t = first; t < (size_t)first + count; t++) {
+        const uint64_t row = (uint64_t)w->step->tokens[t] * d;
+        for (uint32_t i = 0; i < d; i++)
+            e->b.x[t * d + i] = mr_element_at(e->weights.embedding.data, e->weights.embedding_element, row + i);
+        mr_rope_angles(e->b.cosine + t * half, e->b.sine + t * half, e->rope_frequency, half,
+                       e->b.position[t]);
+    }
+}
+
+static void silu_rows(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const rows_work *w = context;
+    const size_t hidden = w->e->config->mlp_hidden, half = hidden / 2;
+    (void)member;
+    for (size_t t = first; t < (size_t)first + count; t++) {
+        float *row = w->e->b.ffn + t * hidden; /* first half the value, second half the gate */
+        mr_silu_multiply(row, row + half, row, (uint32_t)half);
+    }
+}
+
+static mr_status feed_forward(mr_engine *e, uint32_t block, uint32_t tokens, mr_err *err) {
+    const mr_config *c = e->config;
+    const mr_block_weights *w = &e->weights.blocks[block];
+    if (c->moe) {
+        const mr_status status = mr_moe(e, block, tokens, err);
+        if (status != MR_OK) return status;
+    } else {
+        rows_work rows = {.e = e};
+        mr_engine_gemm(e, e->b.ffn, c->mlp_hidden, e->b.f, c->d_model, tokens, &w->ff_proj);
+        if (e->retrieval) {
+            const mr_status status = mr_retrieval_progress(e->retrieval, err);
+            if (status != MR_OK) return status;
+        }
+        mr_team_run(e->team, silu_rows, &rows, tokens);
+        mr_engine_gemm(e, e->b.out, c->d_model, e->b.ffn, c->mlp_hidden, tokens, &w->ff_out);
+    }
+    add_rows(e, e->b.out, tokens);
+    return MR_OK;
+}
+
+/* The memory layer under way, or -1: at most one, as in the official code (docs/MODELS.md). */
+typedef struct {
+    int32_t layer;
+} pending_memory;
+
+static mr_status read_memory(mr_engine *e, pending_memory *p, uint32_t block, uint32_t tokens,
+                             mr_err *err) {
+    const int32_t layer = e->memory_at[block];
+    if (layer < 0 || !(e->memory_added[layer] || e->trace)) return MR_OK;
+    const mr_status status = mr_memory_begin(e, (uint32_t)layer, e->b.f, tokens, err);
+    if (status != MR_OK) return status;
+    if (e->memory_added[layer]) {
+        p->layer = layer;
+        return MR_OK;
+    }
+    /* traced only: nobody adds it later */
+    return mr_memory_finish(e, (uint32_t)layer, tokens, err);
+}
+
+static mr_status add_memory(mr_engine *e, pending_memory *p, uint32_t block, uint32_t tokens,
+                            mr_err *err) {
+    if (p->layer < 0 ||
+        mr_model_memory(e->model, (uint32_t)p->layer)->destination != block)
+        return MR_OK;
+    const mr_status status = mr_memory_finish(e, (uint32_t)p->layer, tokens, err);
+    if (status != MR_OK) return status;
+    add_rows(e, e->m.output, tokens);
+    p->layer = -1;
+    return MR_OK;
+}
+
+static mr_status run_block(mr_engine *e, const mr_step *step, uint32_t block, pending_memory *p,
+                           mr_err *err) {
+    const mr_config *c = e->config;
+    const mr_block_weights *w = &e->weights.blocks[block];
+    const uint32_t tokens = step->token_count;
+    const uint32_t qkv = c->d_model + 2 * c->n_kv_heads * c->head_dim;
+    norm_all(e, e->b.h, e->b.x, w->attn_norm, tokens);
+    mr_engine_gemm(e, e->b.qkv, qkv, e->b.h, c->d_model, tokens, &w->att_proj);
+    mr_attention(e, step, block);
+    mr_engine_gemm(e, e->b.out, c->d_model, e->b.attention, c->d_model, tokens, &w->attn_out);
+    add_rows(e, e->b.out, tokens);
+    norm_all(e, e->b.f, e->b.x, w->ff_norm, tokens);
+    mr_status status = read_memory(e, p, block, tokens, err);
+    if (status == MR_OK) status = feed_forward(e, block, tokens, err);
+    if (status == MR_OK) status = add_memory(e, p, block, tokens, err);
+    return status;
+}
+
+/* --- logits ----------------------------------------------------------------------------------- */
+
+typedef struct {
+    uint32_t sequence, token;
+} wanted_row;
+
+static mr_status report_rows(mr_engine *e, const mr_step *step, const wanted_row *rows,
+                             uint32_t count, const mr_step_sink *sink, mr_err *err) {
+    const uint32_t d = e->config->d_model, columns = e->config->head_rows;
+    for (uint32_t i = 0; i < count; i++)
+        memcpy(e->b.logit_x + (size_t)i * d, e->b.x + (size_t)rows[i].token * d, d * sizeof(float));
+    norm_all(e, e->b.logit_x, e->b.logit_x, e->weights.final_norm, count);
+    mr_engine_gemm(e, e->b.logits, columns, e->b.logit_x, d, count, &e->weights.head);
+    for (uint32_t i = 0; i < count; i++) {
+        const mr_wire_sequence *s = &step->sequences[rows[i].sequence];
+        const float *logits = e->b.logits + (size_t)i * columns;
+        const uint32_t position = e->b.position[rows[i].token];
+        if ((s->flags & MR_SEQUENCE_LOGITS) && sink->logits)
+            sink->logits(sink->context, rows[i].sequence, position, logits, columns);
+        if (!(s->flags & MR_SEQUENCE_SAMPLE) || position + 1 != s->position + s->token_count) continue;
+        mr_wire_sampled sampled;
+        mr_wire_logprob top[MR_MAX_LOGPROBS];
+        const mr_status status = mr_sample(e, s, logits, &sampled, top, err);
+        if (status != MR_OK) return status;
+        if (sink->sampled) sink->sampled(sink->context, rows[i].sequence, &sampled, top);
+    }
+    return MR_OK;
+}
+
+static mr_status report(mr_engine *e, const mr_step *step, const mr_step_sink *sink, mr_err *err) {
+    wanted_row rows[MR_LOGIT_ROWS];
+    uint32_t count = 0;
+    for (uint32_t t = 0; t < step->token_count; t++) {
+        const mr_wire_sequence *s = &step->sequences[e->b.sequence[t]];
+        const bool last = e->b.position[t] + 1 == s->position + s->token_count;
+        if (!(s->flags & MR_SEQUENCE_LOGITS) && !(last && (s->flags & MR_SEQUENCE_SAMPLE))) continue;
+        rows[count++] = (wanted_row){e->b.sequence[t], t};
+        if (count < MR_LOGIT_ROWS) continue;
+        const mr_status status = report_rows(e, step, rows, count, sink, err);
+        if (status != MR_OK) return status;
+        count = 0;
+    }
+    return count ? report_rows(e, step, rows, count, sink, err) : MR_OK;
+}
+
+mr_status mr_engine_step(mr_engine *e, const mr_step *step, const mr_step_sink *sink,
+                         mr_wire_done *done, mr_err *err) {
+    const int64_t began = mr_now_ns();
+    pending_memory pending = {-1};
+    mr_status status = check_step(e, step, err);
+    if (status != MR_OK) return status;
+    rows_work rows = {.e = e, .step = step};
+    place_tokens(e, step);
+    mr_team_run(e->team, embed_rows, &rows, step->token_count);
+    for (uint32_t block = 0; block < e->config->n_layers && status == MR_OK; block++)
+        status = run_block(e, step, block, &pending, err);
+    if (status == MR_OK) status = report(e, step, sink, err);
+    if (status != MR_OK) mr_retrieval_abandon(e->retrieval);
+    if (done) {
+        const mr_retrieval_stats stats =
+            e->retrieval ? mr_retrieval_take_stats(e->retrieval) : (mr_retrieval_stats){0};
+        *done = (mr_wire_done){.step_ns = (uint64_t)(mr_now_ns() - began),
+                               .retrieval_wait_ns = stats.wait_ns,
+                               .retrieval_bytes_up = stats.bytes_up,
+                               .retrieval_bytes_down = stats.bytes_down};
+    }
+    return status;
+}

@@ -1,0 +1,279 @@
+/* weights.c - see weights.h. */
+#include "worker/weights.h"
+
+#include "common/base/mem.h"
+#include "common/ops/dense.h"
+#include "worker/pack.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        const mr_status try_status = (call);                                                       \
+        if (try_status != MR_OK) return try_status;                                                \
+    } while (0)
+
+typedef struct {
+    char text[128];
+} name_text;
+
+__attribute__((format(printf, 1, 2))) static name_text named(const char *format, ...) {
+    name_text name;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name.text, sizeof(name.text), format, args);
+    va_end(args);
+    return name;
+}
+#define BLOCK(suffix) (named("transformer.blocks.%u." suffix, block).text)
+#define MEM(suffix) (named("transformer.mem_blocks.%u." suffix, layer).text)
+
+static mr_status open_experts(mr_block_weights *b, const mr_model *model, uint32_t block,
+                              mr_err *err) {
+    const mr_config *c = mr_model_config(model);
+    TRY(mr_pack_rows(&b->router, model, BLOCK("ffn.router.layer.weight"), 0, c->experts, err));
+    b->experts = mr_alloc_array(c->experts, sizeof(*b->experts));
+    for (uint32_t e = 0; e < c->experts; e++) {
+        const uint64_t row = (uint64_t)e * c->expert_hidden;
+        mr_expert *x = &b->experts[e];
+        TRY(mr_pack_rows(&x->gate, model, BLOCK("ffn.experts.mlp.w1"), row, c->expert_hidden, err));
+        TRY(mr_pack_rows(&x->up, model, BLOCK("ffn.experts.mlp.v1"), row, c->expert_hidden, err));
+        TRY(mr_pack_transposed(&x->down, model, BLOCK("ffn.experts.mlp.w2"), row, c->expert_hidden,
+                               err));
+    }
+    return MR_OK;
+}
+
+static mr_status open_block(mr_block_weights *b, const mr_model *model, uint32_t block,
+                            mr_err *err) {
+    const mr_config *c = mr_model_config(model);
+    const uint32_t kv = c->n_kv_heads * c->head_dim;
+    TRY(mr_load_floats(&b->attn_norm, model, BLOCK("attn_norm.weight"), err));
+    TRY(mr_load_floats(&b->ff_norm, model, BLOCK("ff_norm.weight"), err));
+    if (c->qk_norm) {
+        TRY(mr_load_floats(&b->q_norm, model, BLOCK("q_norm.weight"), err));
+        TRY(mr_load_floats(&b->k_norm, model, BLOCK("k_norm.weight"), err));
+    }
+    TRY(mr_pack_rows(&b->att_proj, model, BLOCK("att_proj.weight"), 0, c->d_model + 2 * kv, err));
+    TRY(mr_pack_rows(&b->attn_out, model, BLOCK("attn_out.weight"), 0, c->d_model, err));
+    if (c->moe) return open_experts(b, model, block, err);
+    TRY(mr_pack_rows(&b->ff_proj, model, BLOCK("ff_proj.weight"), 0, c->mlp_hidden, err));
+    return mr_pack_rows(&b->ff_out, model, BLOCK("ff_out.weight"), 0, c->d_model, err);
+}
+
+/* Keys of one head and side as a matrix: output n * R + r, input i. */
+typedef struct {
+    const float *keys; /* [n][kdim][R] */
+    uint32_t kdim, rank;
+} key_source;
+
+static float key_at(const void *context, uint32_t output, uint32_t i) {
+    const key_source *s = context;
+    const uint32_t n = output / s->rank, r = output % s->rank;
+    return s->keys[((size_t)n * s->kdim + i) * s->rank + r];
+}
+
+/* keys_norm over kdim, for each (n, r) of one head and side. */
+static void normalise_keys(float *keys, const float *w, const mr_memory_layer *l,
+                           const mr_config *c) {
+    float column[1 << 16];
+    for (uint32_t n = 0; n < l->keys_per_side; n++)
+        for (uint32_t r = 0; r < l->rank; r++) {
+            float *at = keys + (size_t)n * l->key_dim * l->rank + r;
+            for (uint32_t i = 0; i < l->key_dim; i++) column[i] = at[(size_t)i * l->rank];
+            if (c->norm == MR_NORM_RMS) mr_rms_norm(column, column, w, l->key_dim, c->norm_eps);
+            else mr_layer_norm(column, column, w, l->key_dim, c->norm_eps);
+            for (uint32_t i = 0; i < l->key_dim; i++) at[(size_t)i * l->rank] = column[i];
+        }
+}
+
+static mr_status open_keys(mr_memory_weights *m, const mr_model *model, uint32_t layer,
+                           mr_err *err) {
+    const mr_config *c = mr_model_config(model);
+    const mr_memory_layer *l = mr_model_memory(model, layer);
+    const bool normalised = c->memory == MR_MEMORY_ULTRAMEM_V1 || c->memory == MR_MEMORY_ULTRAMEM_V2;
+    const size_t side = (size_t)l->keys_per_side * l->key_dim * l->rank;
+    float *all, *norm = NULL;
+    TRY(mr_load_floats(&all, model, MEM("keys"), err));
+    mr_status status = MR_OK;
+    if (normalised) status = mr_load_floats(&norm, model, MEM("keys_norm.weight"), err);
+    m->keys = mr_alloc_array(2ull * l->heads, sizeof(*m->keys));
+    for (uint32_t i = 0; i < 2 * l->heads && status == MR_OK; i++) {
+        const key_source source = {all + i * side, l->key_dim, l->rank};
+        if (normalised) normalise_keys(all + i * side, norm, l, c);
+        status = mr_pack_floats(&m->keys[i], l->keys_per_side * l->rank, l->key_dim, key_at, &source,
+                                "product keys", err);
+    }
+    free(all);
+    free(norm);
+    return status;
+}
+
+static mr_status open_cores(mr_memory_weights *m, const mr_model *model, uint32_t layer,
+                            mr_err *err) {
+    const mr_memory_layer *l = mr_model_memory(model, layer);
+    const size_t core = (size_t)l->heads * l->rank * l->rank;
+    TRY(mr_load_floats(&m->u, model, MEM("tucker_core_u"), err));
+    TRY(mr_load_floats(&m->v, model, MEM("tucker_core_v"), err));
+    m->core = mr_alloc_array(l->cores * core, sizeof(float));
+    for (uint32_t i = 0; i < l->cores; i++) {
+        float *one;
+        TRY(mr_load_floats(&one, model, named("transformer.mem_blocks.%u.tucker_core.%u", layer, i).text,
+                           err));
+        memcpy(m->core + i * core, one, core * sizeof(float));
+        free(one);
+    }
+    return MR_OK;
+}
+
+/* I64 to u32, checked to be a permutation of [0, n). */
+static mr_status open_shuffle(mr_memory_weights *m, const mr_model *model, uint32_t layer,
+                              mr_err *err) {
+    const mr_tensor *t = mr_model_find(model, MEM("shuffle_index"));
+    const uint64_t n = t->shape[0];
+    mr_mapping map;
+    void *index, *seen = NULL;
+    mr_status status = mr_tensor_map(&map, model, t, 0, t->bytes, err);
+    if (status != MR_OK) return status;
+    status = mr_try_alloc(&index, (size_t)n, sizeof(uint32_t), "shuffle index", err);
+    m->shuffle = index;
+    if (status == MR_OK) status = mr_try_alloc(&seen, (size_t)n / 8 + 1, 1, "shuffle check", err);
+    for (uint64_t i = 0; i < n && status == MR_OK; i++) {
+        int64_t value;
+        memcpy(&value, map.data + 8 * i, sizeof(value));
+        if (value < 0 || (uint64_t)value >= n) {
+            status = mr_fail(err, MR_ERR_FORMAT, "tensor %s: entry %llu is %lld, outside [0, %llu)", t->name,
+                             (unsigned long long)i, (long long)value, (unsigned long long)n);
+            break;
+        }
+        uint8_t *byte = (uint8_t *)seen + value / 8;
+        const uint8_t bit = (uint8_t)(1u << (value % 8));
+        if (*byte & bit)
+            status = mr_fail(err, MR_ERR_FORMAT, "tensor %s: %lld occurs twice; it must be a permutation",
+                             t->name, (long long)value);
+        *byte |= bit;
+        m->shuffle[i] = (uint32_t)value;
+    }
+    free(seen);
+    mr_mapping_close(&map);
+    return status;
+}
+
+static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32_t layer,
+                             mr_err *err) {
+    const mr_config *c = mr_model_config(model);
+    const mr_memory_layer *l = mr_model_memory(model, layer);
+    const bool pkm = c->memory == MR_MEMORY_PKM;
+    const char *query = pkm ? "query_proj.query_mlps.0.weight" : "query_proj.weight";
+    const name_text query_name = named("transformer.mem_blocks.%u.%s", layer, query);
+    const mr_tensor *t = mr_model_find(model, query_name.text);
+    m->groups = (uint32_t)(t->shape[0] / (2ull * l->key_dim));
+    TRY(mr_pack_rows(&m->query_proj, model, query_name.text, 0, (uint32_t)t->shape[0], err));
+    if (pkm) TRY(mr_load_floats(&m->query_bias, model, MEM("query_proj.query_mlps.0.bias"), err));
+    else TRY(mr_load_floats(&m->query_norm, model, MEM("query_norm.weight"), err));
+    TRY(open_keys(m, model, layer, err));
+    if (pkm) return MR_OK;
+    TRY(mr_pack_rows(&m->value_proj, model, MEM("values_proj.weight"), 0, c->d_model, err));
+    if (c->memory == MR_MEMORY_PLUS)
+        return mr_pack_rows(&m->silu_proj, model, MEM("swilu_projection.weight"), 0, c->mem_vdim, err);
+    TRY(open_cores(m, model, layer, err));
+    if (l->gated)
+        TRY(mr_pack_rows(&m->pre_proj, model, MEM("pre_values_proj.weight"), 0, c->mem_pre_vdim, err));
+    return open_shuffle(m, model, layer, err);
+}
+
+mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_progress progress,
+                          void *context, mr_err *err) {
+    const mr_config *c = mr_model_config(model);
+    const uint32_t parts = c->n_layers + c->memory_count + 1;
+    *out = (mr_weights){0};
+    out->blocks = mr_alloc_array(c->n_layers, sizeof(*out->blocks));
+    out->memories = mr_alloc_array(c->memory_count, sizeof(*out->memories));
+    const mr_tensor *wte = mr_model_find(model, "transformer.wte.weight");
+    mr_dtype_element(&out->embedding_element, wte->dtype);
+    mr_status status = mr_tensor_map(&out->embedding, model, wte, 0, wte->bytes, err);
+    if (status == MR_OK)
+        status = mr_pack_rows(&out->head, model,
+                              c->tied ? "transformer.wte.weight" : "transformer.ff_out.weight", 0,
+                              c->head_rows, err);
+    if (status == MR_OK) status = mr_load_floats(&out->final_norm, model, "transformer.ln_f.weight", err);
+    for (uint32_t i = 0; i < c->n_layers && status == MR_OK; i++) {
+        status = open_block(&out->blocks[i], model, i, err);
+        if (progress) progress(context, "loading weights", (double)(i + 1) / parts);
+    }
+    for (uint32_t i = 0; i < c->memory_count && status == MR_OK; i++) {
+        status = open_memory(&out->memories[i], model, i, err);
+        if (progress) progress(context, "loading weights", (double)(c->n_layers + i + 1) / parts);
+    }
+    if (progress) progress(context, "loading weights", 1.0);
+    if (status != MR_OK) mr_weights_close(out, model);
+    return status;
+}
+
+static void close_block(mr_block_weights *b, uint32_t experts) {
+    free(b->attn_norm);
+    free(b->ff_norm);
+    free(b->q_norm);
+    free(b->k_norm);
+    mr_packed_free(&b->att_proj);
+    mr_packed_free(&b->attn_out);
+    mr_packed_free(&b->ff_proj);
+    mr_packed_free(&b->ff_out);
+    mr_packed_free(&b->router);
+    for (uint32_t e = 0; b->experts && e < experts; e++) {
+        mr_packed_free(&b->experts[e].gate);
+        mr_packed_free(&b->experts[e].up);
+        mr_packed_free(&b->experts[e].down);
+    }
+    free(b->experts);
+}
+
+static void close_memory(mr_memory_weights *m, uint32_t heads) {
+    mr_packed_free(&m->query_proj);
+    for (uint32_t i = 0; m->keys && i < 2 * heads; i++) mr_packed_free(&m->keys[i]);
+    mr_packed_free(&m->pre_proj);
+    mr_packed_free(&m->value_proj);
+    mr_packed_free(&m->silu_proj);
+    free(m->keys);
+    free(m->query_bias);
+    free(m->query_norm);
+    free(m->core);
+    free(m->u);
+    free(m->v);
+    free(m->shuffle);
+}
+
+void mr_weights_close(mr_weights *weights, const mr_model *model) {
+    const mr_config *c = mr_model_config(model);
+    for (uint32_t i = 0; weights->blocks && i < c->n_layers; i++)
+        close_block(&weights->blocks[i], c->experts);
+    for (uint32_t i = 0; weights->memories && i < c->memory_count; i++)
+        close_memory(&weights->memories[i], c->mem_head);
+    mr_packed_free(&weights->head);
+    free(weights->final_norm);
+    free(weights->blocks);
+    free(weights->memories);
+    mr_mapping_close(&weights->embedding);
+    *weights = (mr_weights){0};
+}
+
+void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model) {
+    const mr_config *c = mr_model_config(model);
+    *weight_bytes = *index_bytes = 0;
+    for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
+        const mr_tensor *t = mr_model_tensor(model, i);
+        bool table = false;
+        for (uint32_t k = 0; k < mr_model_table_count(model); k++)
+            table |= t == mr_model_table(model, k)->values || t == mr_model_table(model, k)->pre_values;
+        if (table) continue;
+        if (t->dtype == MR_DTYPE_I64) *index_bytes += t->bytes / 2; /* kept as u32 */
+        else if (strstr(t->name, ".keys")) *weight_bytes += t->bytes / mr_dtype_bytes(t->dtype) * 4;
+        else *weight_bytes += t->bytes;
+    }
+    if (c->tied) /* packed for the head; the embedding itself is only mapped */
+        return;
+    *weight_bytes -= mr_model_find(model, "transformer.wte.weight")->bytes;
+}

@@ -1,0 +1,53 @@
+/* weights.h - everything of a model but its value tables, in the form the step reads.
+ * Immutable after open; shared by all threads. */
+#ifndef MR_WORKER_WEIGHTS_H
+#define MR_WORKER_WEIGHTS_H
+#include "common/model/manifest.h"
+#include "common/ops/ops.h"
+
+typedef struct {
+    mr_packed gate, up; /* w1, v1: [expert_hidden][d] */
+    mr_packed down;     /* w2 transposed: d outputs, expert_hidden inputs */
+} mr_expert;
+
+typedef struct {
+    float *attn_norm, *ff_norm;   /* [d] */
+    float *q_norm, *k_norm;       /* [head_dim] or NULL */
+    mr_packed att_proj, attn_out; /* [d + 2 kv][d], [d][d] */
+    mr_packed ff_proj, ff_out;    /* [mlp_hidden][d], [d][mlp_hidden / 2]; empty where moe */
+    mr_packed router;             /* moe: [experts][d] */
+    mr_expert *experts;           /* moe: [experts] */
+} mr_block_weights;
+
+/* One memory layer. Keys are normalised where the official code normalises them, and lie as one
+ * packed matrix per head and side: output n * R + r, input kdim. */
+typedef struct {
+    mr_packed query_proj;
+    float *query_bias;  /* pkm, else NULL */
+    float *query_norm;  /* [kdim] or NULL */
+    uint32_t groups;    /* query groups: the projection gives [groups][2][kdim] */
+    mr_packed *keys;    /* [heads][2] */
+    float *core;        /* [cores][heads][R][R] */
+    float *u, *v;       /* [heads][R] */
+    uint32_t *shuffle;  /* [n * n] or NULL */
+    mr_packed pre_proj; /* [pre_width][d]; empty where not gated */
+    mr_packed value_proj; /* [d][slots_out * width]; empty for pkm */
+    mr_packed silu_proj;  /* memory_plus: [width][d] */
+} mr_memory_weights;
+
+typedef struct {
+    mr_mapping embedding;   /* rows of transformer.wte.weight, as stored */
+    mr_element embedding_element;
+    mr_packed head; /* [head_rows][d] */
+    float *final_norm;
+    mr_block_weights *blocks;   /* [n_layers] */
+    mr_memory_weights *memories; /* [memory_count] */
+} mr_weights;
+
+mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_progress progress,
+                          void *context, mr_err *err);
+void mr_weights_close(mr_weights *weights, const mr_model *model);
+/* Bytes mr_weights_open will hold: packed weights, and shuffle indices apart. */
+void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model);
+
+#endif
