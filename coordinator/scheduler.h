@@ -1,0 +1,88 @@
+/* scheduler.h - which tokens of which sequences go into the next step: continuous batching.
+ *
+ * Pure bookkeeping: no I/O, no clock, no threads of its own. A sequence is one answer being written
+ * (one choice of one prompt). It waits in line until every KV block it can ever need is free, then
+ * runs until it is removed: nothing is preempted, so whatever has begun can end. A step takes one
+ * token of every sequence that is decoding, then pieces of prompts in order of arrival, up to the
+ * worker's limits. At most one plan is out at a time: plan, then commit or abandon.
+ *
+ * The n choices of a prompt share the blocks that the prompt fills: the first one (the leader)
+ * computes them, the others (followers) start behind them. Order of arrival is kept strictly: a
+ * waiting follower never lets a later prompt take blocks, which is why two half-admitted prompts
+ * cannot block each other.
+ *
+ * Threads: one owner. Memory: the scheduler owns sequences; prompts are borrowed until removal. */
+#ifndef MR_COORDINATOR_SCHEDULER_H
+#define MR_COORDINATOR_SCHEDULER_H
+#include "common/base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct mr_scheduler mr_scheduler;
+typedef struct mr_sequence mr_sequence;
+
+typedef struct {
+    uint32_t kv_blocks;      /* of MR_KV_BLOCK_TOKENS tokens */
+    uint32_t step_tokens;    /* most tokens of a step */
+    uint32_t step_sequences; /* most sequences of a step, and so of running ones */
+    uint32_t frame_bytes;    /* most payload bytes of a STEP frame */
+} mr_scheduler_options;
+
+typedef struct {
+    uint64_t id; /* unique; what the worker's answers name */
+    void *owner;
+    const int32_t *prompt; /* [prompt_count >= 1] borrowed */
+    uint32_t prompt_count;
+    uint32_t new_tokens;   /* most tokens to be sampled; 0: the prompt is only computed */
+    uint32_t chunk_tokens; /* most prompt tokens a step; 0: as many as fit */
+    uint32_t single_from;  /* from this position one prompt token a step; 0: nowhere */
+    bool shares;           /* followers will come */
+    mr_sequence *leader;   /* of a follower: a sequence with the same prompt that shares */
+} mr_sequence_spec;
+
+mr_scheduler *mr_scheduler_open(const mr_scheduler_options *options);
+void mr_scheduler_close(mr_scheduler *scheduler); /* NULL is fine; drops all sequences */
+
+/* Whether a sequence of so many tokens can ever run here; MR_ERR_ARGUMENT and the figures if not.
+ */
+mr_status mr_scheduler_fits(const mr_scheduler *scheduler, uint64_t tokens, mr_err *err);
+
+/* Puts a sequence at the end of the line. It must fit. */
+mr_sequence *mr_scheduler_add(mr_scheduler *scheduler, const mr_sequence_spec *spec);
+/* At any time, also while a plan with it is out. Frees its blocks and itself. */
+void mr_scheduler_remove(mr_scheduler *scheduler, mr_sequence *sequence);
+
+typedef struct {
+    mr_sequence *sequence; /* NULL: removed since the plan was made */
+    void *owner;
+    uint64_t id;
+    const int32_t *tokens;  /* [token_count] */
+    const uint32_t *blocks; /* [block_count] */
+    uint32_t position, token_count, block_count;
+    bool samples; /* a new token follows from this step */
+} mr_plan_entry;
+
+typedef struct {
+    const mr_plan_entry *entries;
+    uint32_t count, tokens, blocks; /* blocks: the sum of block_count */
+} mr_plan;
+
+/* Admits from the line and plans the next step; NULL when there is nothing to run. Pointers in the
+ * plan hold until commit, abandon or a removal. */
+const mr_plan *mr_scheduler_plan(mr_scheduler *scheduler);
+void mr_scheduler_commit(mr_scheduler *scheduler);  /* the plan's tokens are in the cache */
+void mr_scheduler_abandon(mr_scheduler *scheduler); /* they are not */
+
+/* The token sampled for a sequence whose samples entry was committed: its next input. */
+void mr_sequence_append(mr_sequence *sequence, int32_t token);
+bool mr_sequence_is_running(const mr_sequence *sequence);
+
+typedef struct {
+    uint32_t waiting, running;
+    uint32_t kv_blocks, kv_blocks_used;
+} mr_scheduler_state;
+mr_scheduler_state mr_scheduler_look(const mr_scheduler *scheduler);
+
+#endif
