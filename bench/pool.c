@@ -1,0 +1,326 @@
+/* pool.c - how fast are rows pooled, measured against only reading them?
+ *
+ * A table much larger than the last-level cache is filled once. Then two things run in turn over
+ * the same random row ids, round by round: the product's pool32 (weigh, convert, add into int32),
+ * and a plain loop that adds up the bytes of the same rows with the widest loads of the same instruction
+ * set, with a prefetch distance chosen for it by trying several. What limits both is how many cache
+ * lines a core can have on their way; the ratio says what the arithmetic costs on top.
+ * One CSV line per call on stdout (bench/pool.py adds machine and commit); --help says the columns.
+ * Threads: --threads workers, each with its own ids and accumulators; they share only the table. */
+#include "common/base/clock.h"
+#include "common/base/mem.h"
+#include "common/base/options.h"
+#include "common/model/random_fill.h"
+#include "common/ops/ops.h"
+#include "common/ops/team.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum { IDS = 1 << 19, THREADS_MAX = 64, ROUNDS_MAX = 99 };
+
+typedef struct {
+    const mr_ops *ops;
+    mr_rows rows;
+    uint32_t tokens, entries_per_token, slots;
+    double seconds;
+    bool huge;
+} bench;
+
+typedef struct {
+    const bench *bench;
+    pthread_barrier_t *barrier;
+    bool pools; /* else reads */
+    uint32_t ahead;
+    uint32_t *id;
+    float *weight;
+    uint32_t *count;
+    uint8_t *slot;
+    int32_t *acc;
+    uint64_t rows_done, sum;
+    int64_t began_ns, ended_ns;
+} lane;
+
+/* Adds up the bytes of rows as 64-bit words. */
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static uint64_t read_avx512(const uint8_t *row, size_t bytes) {
+    __m512i a = _mm512_setzero_si512(), b = a;
+    size_t i = 0;
+    for (; i + 128 <= bytes; i += 128) {
+        a = _mm512_add_epi64(a, _mm512_loadu_si512(row + i));
+        b = _mm512_add_epi64(b, _mm512_loadu_si512(row + i + 64));
+    }
+    for (; i + 64 <= bytes; i += 64) a = _mm512_add_epi64(a, _mm512_loadu_si512(row + i));
+    uint64_t sum = (uint64_t)_mm512_reduce_add_epi64(_mm512_add_epi64(a, b));
+    for (; i < bytes; i++) sum += row[i];
+    return sum;
+}
+
+__attribute__((target("avx2"))) static uint64_t read_avx2(const uint8_t *row, size_t bytes) {
+    __m256i a = _mm256_setzero_si256(), b = a;
+    size_t i = 0;
+    for (; i + 64 <= bytes; i += 64) {
+        a = _mm256_add_epi64(a, _mm256_loadu_si256((const __m256i *)(const void *)(row + i)));
+        b = _mm256_add_epi64(b, _mm256_loadu_si256((const __m256i *)(const void *)(row + i + 32)));
+    }
+    uint64_t lanes[4], sum = 0;
+    _mm256_storeu_si256((__m256i *)(void *)lanes, _mm256_add_epi64(a, b));
+    for (int l = 0; l < 4; l++) sum += lanes[l];
+    for (; i < bytes; i++) sum += row[i];
+    return sum;
+}
+#endif
+
+static uint64_t read_plain(const uint8_t *row, size_t bytes) {
+    uint64_t sum = 0, word;
+    size_t i = 0;
+    for (; i + 8 <= bytes; i += 8) {
+        memcpy(&word, row + i, 8);
+        sum += word;
+    }
+    for (; i < bytes; i++) sum += row[i];
+    return sum;
+}
+
+typedef uint64_t (*reader)(const uint8_t *row, size_t bytes);
+
+static reader reader_of(const mr_ops *ops) {
+#if defined(__x86_64__)
+    if (strcmp(ops->name, "avx512") == 0) return read_avx512;
+    if (strcmp(ops->name, "avx2") == 0) return read_avx2;
+#endif
+    (void)ops;
+    return read_plain;
+}
+
+static const uint8_t *row_at(const mr_rows *rows, uint32_t id) {
+    const size_t row_bytes = rows->stride * mr_element_bytes(rows->element);
+    return (const uint8_t *)rows->data + (size_t)id * row_bytes;
+}
+
+static void read_rows(lane *self, uint32_t first, uint32_t count) {
+    const bench *b = self->bench;
+    const reader read = reader_of(b->ops);
+    const size_t bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
+    for (uint32_t j = first; j < first + count; j++) {
+        if (j + self->ahead < first + count) {
+            const uint8_t *next = row_at(&b->rows, self->id[j + self->ahead]);
+            for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at, 0, 3);
+        }
+        self->sum += read(row_at(&b->rows, self->id[j]), bytes);
+    }
+}
+
+static void pool_rows(lane *self, uint32_t first, uint32_t count) {
+    const bench *b = self->bench;
+    const size_t acc_bytes = (size_t)b->tokens * b->slots * b->rows.columns * sizeof(int32_t);
+    const mr_pool_args args = {.rows = b->rows,
+                               .tokens = b->tokens,
+                               .entries = count,
+                               .count = self->count,
+                               .row = self->id + first,
+                               .slot = b->slots > 1 ? self->slot + first : NULL,
+                               .weight = self->weight,
+                               .slots = b->slots,
+                               .core_columns = b->rows.columns};
+    memset(self->acc, 0, acc_bytes);
+    b->ops->pool32(self->acc, &args);
+    self->sum += (uint64_t)self->acc[0];
+}
+
+static void *run_lane(void *argument) {
+    lane *self = argument;
+    const bench *b = self->bench;
+    const uint32_t call = b->tokens * b->entries_per_token;
+    mr_float_environment();
+    pthread_barrier_wait(self->barrier);
+    self->began_ns = self->ended_ns = mr_now_ns();
+    const int64_t until = self->began_ns + (int64_t)(b->seconds * 1e9);
+    self->rows_done = 0;
+    for (uint32_t first = 0; self->ended_ns < until;) {
+        for (int i = 0; i < 8; i++) {
+            if (self->pools) pool_rows(self, first, call);
+            else read_rows(self, first, call);
+            first = first + 2 * call <= IDS ? first + call : 0;
+            self->rows_done += call;
+        }
+        self->ended_ns = mr_now_ns();
+    }
+    return NULL;
+}
+
+/* Rows per second of all threads together. */
+static double rate(lane *lanes, uint32_t threads, bool pools, uint32_t ahead) {
+    pthread_t handle[THREADS_MAX];
+    pthread_barrier_t barrier;
+    double rows = 0;
+    int64_t first = INT64_MAX, last = 0;
+    pthread_barrier_init(&barrier, NULL, threads);
+    for (uint32_t i = 0; i < threads; i++) {
+        lanes[i].barrier = &barrier;
+        lanes[i].pools = pools;
+        lanes[i].ahead = ahead;
+        if (pthread_create(&handle[i], NULL, run_lane, &lanes[i]) != 0) abort();
+    }
+    for (uint32_t i = 0; i < threads; i++) {
+        pthread_join(handle[i], NULL);
+        rows += (double)lanes[i].rows_done;
+        if (lanes[i].began_ns < first) first = lanes[i].began_ns;
+        if (lanes[i].ended_ns > last) last = lanes[i].ended_ns;
+    }
+    pthread_barrier_destroy(&barrier);
+    return rows / ((double)(last - first) * 1e-9);
+}
+
+static void open_lane(lane *self, const bench *b, uint32_t index) {
+    const uint32_t call = b->tokens * b->entries_per_token;
+    uint64_t state = 0x9e3779b97f4a7c15u * (index + 1);
+    *self = (lane){.bench = b};
+    self->id = mr_alloc_array(IDS, sizeof(*self->id));
+    self->slot = mr_alloc(IDS);
+    self->weight = mr_alloc_array(call, sizeof(*self->weight));
+    self->count = mr_alloc_array(b->tokens, sizeof(*self->count));
+    self->acc = mr_alloc_array((size_t)b->tokens * b->slots * b->rows.columns, sizeof(*self->acc));
+    for (uint32_t i = 0; i < IDS; i++) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        self->id[i] = (uint32_t)((state >> 20) % b->rows.row_count);
+        self->slot[i] = (uint8_t)((state >> 8) % b->slots);
+    }
+    for (uint32_t i = 0; i < call; i++)
+        self->weight[i] = (float)(i % 7 + 1) * 0x1p18f; /* sums stay far below 2^31 */
+    for (uint32_t i = 0; i < b->tokens; i++) self->count[i] = b->entries_per_token;
+}
+
+static void close_lane(lane *self) {
+    free(self->id);
+    free(self->slot);
+    free(self->weight);
+    free(self->count);
+    free(self->acc);
+}
+
+static void fill_table(void *table, const mr_rows *rows) {
+    enum { CHUNK = 1 << 16 };
+    static float values[CHUNK];
+    const mr_random random = mr_random_for(1, "table");
+    const uint64_t elements = rows->row_count * rows->columns;
+    mr_random_normal(values, &random, 0, CHUNK, 0, 1); /* one chunk, repeated: enough for reading */
+    for (uint64_t first = 0; first < elements; first += CHUNK) {
+        const uint64_t count = elements - first < CHUNK ? elements - first : CHUNK;
+        if (rows->element == MR_F32) memcpy((float *)table + first, values, count * sizeof(float));
+        else
+            for (uint64_t i = 0; i < count; i++)
+                ((uint16_t *)table)[first + i] = mr_f32_to_bf16(values[i]);
+    }
+}
+
+static int by_size(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int count) {
+    qsort(values, (size_t)count, sizeof(*values), by_size);
+    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
+/* The reading loop's best distance, in rows. */
+static uint32_t tune(lane *lanes, uint32_t threads, size_t row_bytes) {
+    static const uint32_t distance_bytes[] = {2048, 4096, 8192, 16384, 32768};
+    uint32_t best = 1;
+    double best_rate = 0;
+    for (size_t i = 0; i < sizeof(distance_bytes) / sizeof(distance_bytes[0]); i++) {
+        const uint32_t ahead = (uint32_t)(distance_bytes[i] / row_bytes) + 1;
+        const double now = rate(lanes, threads, false, ahead);
+        if (now > best_rate) {
+            best_rate = now;
+            best = ahead;
+        }
+    }
+    return best;
+}
+
+static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table_bytes) {
+    static lane lanes[THREADS_MAX];
+    double pools[ROUNDS_MAX], reads[ROUNDS_MAX], ratios[ROUNDS_MAX];
+    const size_t row_bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
+    for (uint32_t i = 0; i < threads; i++) open_lane(&lanes[i], b, i);
+    const uint32_t ahead = tune(lanes, threads, row_bytes);
+    rate(lanes, threads, true, 0);
+    for (int i = 0; i < rounds; i++) {
+        pools[i] = rate(lanes, threads, true, 0);
+        reads[i] = rate(lanes, threads, false, ahead);
+        ratios[i] = pools[i] / reads[i];
+    }
+    const double pool = median(pools, rounds), read = median(reads, rounds);
+    printf("%s,%s,%u,%zu,%.0f,%s,%u,%u,%u,%u,%.3f,%.3f,%.3f,%.3f,%u,%.3f\n", b->ops->name,
+           b->rows.element == MR_F32 ? "f32" : "bf16", b->rows.columns, row_bytes,
+           (double)table_bytes / (1 << 20), b->huge ? "huge" : "4k", threads, b->tokens,
+           b->entries_per_token, b->slots, pool / 1e6, pool * (double)row_bytes / 1e9, read / 1e6,
+           read * (double)row_bytes / 1e9, ahead, median(ratios, rounds));
+    for (uint32_t i = 0; i < threads; i++) close_lane(&lanes[i]);
+}
+
+int main(int argc, char **argv) {
+    const char *isa = NULL, *element = "bf16";
+    int64_t mib = 2048, width = 1024, threads = 1, tokens = 16, k = 84, slots = 1, rounds = 5;
+    double seconds = 0.3;
+    bool small_pages = false;
+    const mr_option options[] = {
+        {"element", 0, MR_OPT_TEXT, &element, 0, 0, "TYPE", "f32 or bf16 (bf16)"},
+        {"width", 0, MR_OPT_INT, &width, 1, 1 << 16, "N", "elements of a row (1024)"},
+        {"table-mib", 0, MR_OPT_INT, &mib, 1, 1 << 20, "N", "size of the table (2048)"},
+        {"threads", 0, MR_OPT_INT, &threads, 1, THREADS_MAX, "N", "threads (1)"},
+        {"tokens", 0, MR_OPT_INT, &tokens, 1, 1024, "N", "tokens a call (16)"},
+        {"entries", 0, MR_OPT_INT, &k, 1, 256, "N", "rows a token reads (84)"},
+        {"slots", 0, MR_OPT_INT, &slots, 1, 16, "N", "expansion slots (1)"},
+        {"rounds", 0, MR_OPT_INT, &rounds, 1, ROUNDS_MAX, "N", "rounds of both (5)"},
+        {"seconds", 0, MR_OPT_DOUBLE, &seconds, 0.01, 60, "S", "length of a round (0.3)"},
+        {"isa", 0, MR_OPT_TEXT, &isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
+        {"small-pages", 0, MR_OPT_FLAG, &small_pages, 0, 0, NULL, "do not ask for huge pages"},
+        {0}};
+    const mr_command_spec spec = {
+        "bench_pool [options]",
+        "Prints isa,element,width,row_bytes,table_mib,pages,threads,tokens,entries,slots,\n"
+        "pool_mrows_s,pool_gb_s,read_mrows_s,read_gb_s,read_ahead_rows,pool_to_read (medians).",
+        options, 0, 0};
+    int count;
+    mr_err err = {{0}};
+    const mr_status status = mr_options_parse(&spec, argc, argv, NULL, &count, &err);
+    if (status == MR_ERR_CANCELLED) return 0;
+    const mr_ops *ops = mr_ops_find(isa);
+    if (status == MR_OK && (!ops || (strcmp(element, "f32") && strcmp(element, "bf16"))))
+        mr_fail(&err, MR_ERR_ARGUMENT, "no such --isa on this processor, or --element");
+    if (tokens * k > IDS / 2) mr_fail(&err, MR_ERR_ARGUMENT, "tokens x entries is too large");
+    if (err.text[0]) {
+        fprintf(stderr, "bench_pool: %s\n", err.text);
+        return 2;
+    }
+    bench b = {.ops = ops, .tokens = (uint32_t)tokens, .entries_per_token = (uint32_t)k,
+               .slots = (uint32_t)slots, .seconds = seconds, .huge = !small_pages};
+    b.rows = (mr_rows){.element = strcmp(element, "f32") == 0 ? MR_F32 : MR_BF16,
+                       .stride = (size_t)width, .columns = (uint32_t)width};
+    const uint64_t table_bytes = (uint64_t)mib << 20;
+    b.rows.row_count = table_bytes / ((uint64_t)width * mr_element_bytes(b.rows.element));
+    void *table = mmap(NULL, table_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                       -1, 0);
+    if (table == MAP_FAILED) {
+        perror("bench_pool: table");
+        return 1;
+    }
+    madvise(table, table_bytes, small_pages ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+    b.rows.data = table;
+    fill_table(table, &b.rows);
+    measure(&b, (uint32_t)threads, (int)rounds, table_bytes);
+    munmap(table, table_bytes);
+    return 0;
+}
