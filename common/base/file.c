@@ -29,7 +29,7 @@ static mr_status open_regular(int *out, struct stat *st, const char *path, mr_er
 }
 
 mr_status mr_file_read(char **out, size_t *bytes, const char *path, size_t bytes_max, mr_err *err) {
-    int fd;
+    int fd = -1;
     struct stat st;
     *out = NULL;
     *bytes = 0;
@@ -61,7 +61,7 @@ mr_status mr_file_read(char **out, size_t *bytes, const char *path, size_t bytes
 }
 
 mr_status mr_file_map_open(mr_file_map *out, const char *path, mr_err *err) {
-    int fd;
+    int fd = -1;
     struct stat st;
     *out = (mr_file_map){0};
     const mr_status status = open_regular(&fd, &st, path, err);

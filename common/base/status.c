@@ -27,15 +27,18 @@ mr_status mr_fail(mr_err *err, mr_status status, const char *format, ...) {
 
 mr_status mr_fail_prefix(mr_err *err, mr_status status, const char *format, ...) {
     if (!err) return status;
-    char tail[MR_ERR_TEXT_BYTES], head[MR_ERR_TEXT_BYTES];
+    char tail[MR_ERR_TEXT_BYTES];
     memcpy(tail, err->text, sizeof(tail));
     va_list args;
     va_start(args, format);
-    vsnprintf(head, sizeof(head), format, args);
+    vsnprintf(err->text, sizeof(err->text), format, args);
     va_end(args);
-    const int head_bytes = (int)strlen(head);
-    snprintf(err->text, sizeof(err->text), "%s: %.*s", head,
-             MR_ERR_TEXT_BYTES - 3 - head_bytes > 0 ? MR_ERR_TEXT_BYTES - 3 - head_bytes : 0, tail);
+    size_t used = strlen(err->text);
+    for (const char *from = ": "; *from && used + 1 < sizeof(err->text); from++)
+        err->text[used++] = *from;
+    for (const char *from = tail; *from && used + 1 < sizeof(err->text); from++)
+        err->text[used++] = *from;
+    err->text[used] = '\0';
     make_printable(err->text);
     return status;
 }
