@@ -1,0 +1,39 @@
+/* serve.h - one memshard: the cells it holds, and the answers to retrieval frames.
+ *
+ * mr_memshard_handle() is an mr_frame_handler: the serving threads of a memrack-memshard process
+ * call it, and so does a loop link where the tables live in the engine's own process. A frame no
+ * honest worker sends ends its link (REFUSE); one that does not fit the model, the grid or this
+ * shard is answered with ERROR and a sentence. Threads: handle may run in any number of threads at
+ * once, all running round-to-nearest-even with FTZ and DAZ off; the tables are immutable.
+ * open/close from one thread. Memory: the answer is computed in the reply's own buffer. Gated
+ * pooling needs room for x, dots and weights: a few scratch areas grow to the largest request and
+ * are kept. */
+#ifndef MR_MEMSHARD_SERVE_H
+#define MR_MEMSHARD_SERVE_H
+#include "common/net/fabric.h"
+#include "memshard/store.h"
+
+typedef struct mr_memshard mr_memshard;
+
+/* ops NULL: the best of this processor. model and manifest are borrowed until close. Cell c of the
+ * grid lies on shard c mod shard_count. */
+mr_status mr_memshard_open(mr_memshard **out, const mr_model *model, const mr_manifest *manifest,
+                           const mr_ops *ops, mr_grid grid, uint32_t shard_index,
+                           uint32_t shard_count, mr_err *err);
+/* The same over any source of tables. */
+mr_status mr_memshard_open_source(mr_memshard **out, const mr_store_source *source,
+                                  const mr_ops *ops, mr_grid grid, uint32_t shard_index,
+                                  uint32_t shard_count, mr_err *err);
+void mr_memshard_close(mr_memshard *shard); /* NULL is fine */
+
+/* What open would hold. */
+mr_status mr_memshard_plan(mr_store_plan *out, const mr_model *model, const mr_manifest *manifest,
+                           mr_grid grid, uint32_t shard_index, uint32_t shard_count, mr_err *err);
+
+void mr_memshard_handle(void *shard, mr_link *reply, const mr_frame *frame);
+
+uint64_t mr_memshard_bytes(const mr_memshard *shard); /* of rows, mapped and kept */
+uint32_t mr_memshard_cell_count(const mr_memshard *shard);
+const uint32_t *mr_memshard_cells(const mr_memshard *shard); /* ids, ascending */
+
+#endif
