@@ -26,7 +26,7 @@ static bool measure(distribution *out, const float *logits, uint32_t vocab) {
         if (logits[i] > largest) largest = logits[i];
     }
     for (uint32_t i = 0; i < vocab; i++) sum += (double)mr_exp(logits[i] - largest);
-    *out = (distribution){logits, vocab, largest, mr_log(sum)};
+    *out = (distribution){logits, vocab, largest, mr_ln(sum)};
     return true;
 }
 

@@ -172,8 +172,9 @@ static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32
     const mr_tensor *t = mr_model_find(model, query_name.text);
     m->groups = (uint32_t)(t->shape[0] / (2ull * l->key_dim));
     TRY(mr_pack_rows(&m->query_proj, model, query_name.text, 0, (uint32_t)t->shape[0], err));
-    if (pkm) TRY(mr_load_floats(&m->query_bias, model, MEM("query_proj.query_mlps.0.bias"), err));
-    else TRY(mr_load_floats(&m->query_norm, model, MEM("query_norm.weight"), err));
+    if (pkm && c->mem_query_bias)
+        TRY(mr_load_floats(&m->query_bias, model, MEM("query_proj.query_mlps.0.bias"), err));
+    if (!pkm) TRY(mr_load_floats(&m->query_norm, model, MEM("query_norm.weight"), err));
     TRY(open_keys(m, model, layer, err));
     if (pkm) return MR_OK;
     TRY(mr_pack_rows(&m->value_proj, model, MEM("values_proj.weight"), 0, c->d_model, err));

@@ -34,7 +34,7 @@ static const char *const read_fields[] = {
     "rope_theta", "block_type", "moe_num_experts", "moe_top_k", "moe_normalize_expert_weights",
     "mem_type", "mem_insert_way", "mem_knum", "mem_kdim", "mem_vdim", "mem_knn", "mem_head",
     "mem_pre_vdim", "mem_key_expand_time", "mem_value_expand_time", "mem_share_ratio",
-    "mem_use_glu_act", "mem_q_for_each_tucker_rank", "mem_tucker_rank", "mem_tucker_multihead"};
+    "mem_use_glu_act", "mem_query_bias", "mem_q_for_each_tucker_rank", "mem_tucker_rank", "mem_tucker_multihead"};
 
 typedef enum { ALWAYS, WITH_MOE, WITH_QK_NORM } condition;
 
@@ -317,6 +317,12 @@ static mr_status read_memory(mr_config *c, const json_t *root, mr_err *err) {
                        c->mem_head * c->mem_knn, MR_MAX_MEM_ENTRIES);
     c->mem_key_expand = c->mem_value_expand = 1;
     c->mem_share_ratio = 1;
+    c->mem_query_bias = c->memory == MR_MEMORY_PKM;
+    TRY(mr_json_bool(&c->mem_query_bias, root, "mem_query_bias", err));
+    if (c->mem_query_bias && c->memory != MR_MEMORY_PKM)
+        return mr_fail(err, MR_ERR_UNSUPPORTED, "field 'mem_query_bias' is true; only pkm has a query bias");
+    TRY(mr_json_u32(&c->mem_tucker_rank, root, "mem_tucker_rank", 0, 1 << 16, err));
+    TRY(mr_json_u32(&c->mem_tucker_cores, root, "mem_tucker_multihead", 0, 1 << 16, err));
     TRY(read_insertions(c, way, err));
     if (c->memory == MR_MEMORY_ULTRAMEM_V1 && c->mem_head > 2)
         return mr_fail(err, MR_ERR_FORMAT, "mem_head is %u; ultramem_v1 makes one query for at most 2 heads",

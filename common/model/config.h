@@ -53,6 +53,8 @@ typedef struct {
     uint32_t mem_key_expand, mem_value_expand;
     double mem_share_ratio;
     bool mem_gelu, mem_query_per_rank;
+    bool mem_query_bias;                       /* pkm */
+    uint32_t mem_tucker_rank, mem_tucker_cores; /* as stated; 0: not stated, the tensors tell */
     mr_insertion *insertions; /* [memory_count], in map order */
     uint32_t memory_count;
 } mr_config;

@@ -139,7 +139,8 @@ static mr_status check_pkm(mr_geometry *g, uint32_t i, mr_err *err) {
     char name[128];
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(2 * h * n, kdim), err));
     TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.weight"), SHAPE(h * 2 * kdim, d), err));
-    TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.bias"), SHAPE(h * 2 * kdim), err));
+    if (c->mem_query_bias)
+        TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.bias"), SHAPE(h * 2 * kdim), err));
     TRY(need(g, &values, FLOATS, MEM("values.weight"), SHAPE(n * n, d), err));
     l->table = i;
     return set_table(g, i, values, NULL, err);
@@ -191,6 +192,12 @@ static mr_status check_tucker(mr_geometry *g, uint32_t i, mr_err *err) {
         TRY(need(g, NULL, FLOATS, name, SHAPE(h, r, r), err));
     }
     if (l->cores == 0) return mr_fail(err, MR_ERR_FORMAT, "tensor %s is missing", name);
+    if ((c->mem_tucker_rank && c->mem_tucker_rank != l->rank) ||
+        (c->mem_tucker_cores && c->mem_tucker_cores != l->cores))
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "memory layer %u has rank %u and %u cores; config.json says mem_tucker_rank %u and "
+                       "mem_tucker_multihead %u",
+                       i, l->rank, l->cores, c->mem_tucker_rank, c->mem_tucker_cores);
     if (c->mem_vdim % l->cores != 0)
         return mr_fail(err, MR_ERR_FORMAT, "mem_vdim %u is not a multiple of the %u cores of memory layer %u",
                        c->mem_vdim, l->cores, i);

@@ -64,7 +64,7 @@ void mr_rope(float *x, const float *cosine, const float *sine, uint32_t half) {
 }
 
 void mr_rope_frequencies(float *frequency, uint32_t dim, double theta) {
-    const double log_theta = mr_log(theta);
+    const double log_theta = mr_ln(theta);
     for (uint32_t j = 0; j < dim / 2; j++)
         frequency[j] = (float)mr_exp_double(-2.0 * j / dim * log_theta);
 }

@@ -22,7 +22,7 @@ double mr_exp_double(double x) {
     return sum * first * second;
 }
 
-double mr_log(double x) {
+double mr_ln(double x) {
     uint64_t bits;
     memcpy(&bits, &x, sizeof(bits));
     int64_t exponent = (int64_t)(bits >> 52) - 1023;

@@ -38,7 +38,7 @@ static inline float mr_exp(float x) {
 
 double mr_erf(double x);                              /* absolute error below 1e-13 */
 void mr_sin_cos(double x, double *sine, double *cosine); /* |x| <= 2^31, error below 1e-11 */
-double mr_log(double x);                              /* x > 0, normal */
+double mr_ln(double x);                               /* x > 0, normal */
 double mr_exp_double(double x);                       /* |x| <= 700 */
 
 #endif
