@@ -2,11 +2,12 @@
  *
  * A table much larger than the last-level cache is filled once. Then two things run in turn over
  * the same random row ids, round by round: the product's pool32 (weigh, convert, add into int32),
- * and a plain loop that adds up the bytes of the same rows with the widest loads of the same instruction
- * set, with a prefetch distance chosen for it by trying several. What limits both is how many cache
- * lines a core can have on their way; the ratio says what the arithmetic costs on top.
- * One CSV line per call on stdout (bench/pool.py adds machine and commit); --help says the columns.
- * Threads: --threads workers, each with its own ids and accumulators; they share only the table. */
+ * and a plain loop that adds up the bytes of the same rows with the widest loads of the same
+ * instruction set, with a prefetch distance chosen for it by trying several. What limits both is
+ * how many cache lines a core can have on their way; the ratio says what the arithmetic costs on
+ * top. One CSV line per call on stdout (bench/pool.py adds machine and commit); --help says the
+ * columns. Threads: --threads workers, each with its own ids and accumulators; they share only the
+ * table. */
 #include "common/base/clock.h"
 #include "common/base/mem.h"
 #include "common/base/options.h"
