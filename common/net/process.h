@@ -1,0 +1,22 @@
+/* process.h - how the processes of a cluster begin, say that they are ready, and end.
+ *
+ * SIGTERM, SIGINT and SIGHUP are blocked before any thread starts and taken by mr_process_wait(),
+ * so that no handler ever runs in the middle of anything. A broken pipe is an error to handle, not
+ * a death. Threads: the main thread. */
+#ifndef MR_NET_PROCESS_H
+#define MR_NET_PROCESS_H
+#include "common/base/status.h"
+
+/* component names the process in its log lines: plain text on a terminal, else JSON. */
+void mr_process_begin(const char *component);
+
+/* Prints "ready ADDRESS" and writes "ADDRESS\n" to ready_fd (-1: none), which is closed. */
+void mr_process_ready(const char *address, int ready_fd);
+
+/* Returns the signal that asked the process to end. */
+int mr_process_wait(void);
+
+/* Prints "COMPONENT: sentence" to stderr; returns the exit status: 2 for wrong usage, else 1. */
+int mr_process_fail(const char *component, mr_status status, const mr_err *err);
+
+#endif
