@@ -163,7 +163,7 @@ void mr_scheduler_remove(mr_scheduler *s, mr_sequence *q) {
     if (q->running) {
         forget_running(s, q);
         give_back(s, q->blocks + q->shared_count, q->block_count - q->shared_count);
-        for (uint32_t i = 0; s->planned && i < s->plan.count; i++)
+        for (uint32_t i = 0; i < s->plan.count; i++)
             if (s->entries[i].sequence == q) s->entries[i].sequence = NULL;
     } else
         unlink_waiting(s, q);

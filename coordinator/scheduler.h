@@ -55,7 +55,7 @@ mr_sequence *mr_scheduler_add(mr_scheduler *scheduler, const mr_sequence_spec *s
 void mr_scheduler_remove(mr_scheduler *scheduler, mr_sequence *sequence);
 
 typedef struct {
-    mr_sequence *sequence; /* NULL: removed since the plan was made */
+    mr_sequence *sequence; /* NULL: removed since the plan was made, be it committed or not */
     void *owner;
     uint64_t id;
     const int32_t *tokens;  /* [token_count] */
@@ -69,8 +69,8 @@ typedef struct {
     uint32_t count, tokens, blocks; /* blocks: the sum of block_count */
 } mr_plan;
 
-/* Admits from the line and plans the next step; NULL when there is nothing to run. Pointers in the
- * plan hold until commit, abandon or a removal. */
+/* Admits from the line and plans the next step; NULL when there is nothing to run. The plan holds
+ * until the next one is made; an entry's tokens and blocks until its sequence is removed. */
 const mr_plan *mr_scheduler_plan(mr_scheduler *scheduler);
 void mr_scheduler_commit(mr_scheduler *scheduler);  /* the plan's tokens are in the cache */
 void mr_scheduler_abandon(mr_scheduler *scheduler); /* they are not */

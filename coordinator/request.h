@@ -1,0 +1,65 @@
+/* request.h - one request as the core takes it, and the events that come back.
+ *
+ * A request is one or more prompts as token ids, each answered `choices` times; answer number
+ * prompt * choices + choice. It carries its own copy of everything, so that nobody has to outlive
+ * anybody. A request with `logits` set samples nothing: it fills a buffer with the logits of every
+ * position of every prompt (all of one length) instead.
+ * Memory: owned by its maker until submitted, by the core afterwards. */
+#ifndef MR_COORDINATOR_REQUEST_H
+#define MR_COORDINATOR_REQUEST_H
+#include "coordinator/stream.h"
+
+typedef enum { MR_FINISH_NONE, MR_FINISH_STOP, MR_FINISH_LENGTH } mr_finish;
+
+typedef struct {
+    bool is_end; /* the last event of the request, exactly one; else: something of one answer */
+
+    uint32_t answer;
+    int32_t token;    /* that was sampled; -1: none, only text held back until now */
+    const char *text; /* what became safe */
+    size_t bytes;
+    const mr_token_entry *entries; /* [entry_count] where logprobs are asked for */
+    uint32_t entry_count;
+    mr_finish finish; /* not NONE: the answer is complete */
+
+    mr_status status; /* of the end: MR_OK, or why it failed, with one sentence */
+    const char *sentence;
+    uint64_t prompt_tokens, generated_tokens; /* of the whole request */
+    float *logits; /* [prompts][tokens][columns]: taken over by the sink; free() */
+    uint32_t logit_columns;
+} mr_event;
+
+/* Called in the core's thread (at mr_core_close in the closing one); must not block. Everything in
+ * the event is borrowed for the call. false: the reader cannot keep up; the request is cancelled
+ * (an end still follows). */
+typedef bool (*mr_sink)(void *context, const mr_event *event);
+
+enum { MR_MAX_STOP_IDS = 32 };
+
+typedef struct {
+    mr_token_list tokens;    /* of all prompts, one after the other */
+    uint32_t *prompt_tokens; /* [prompt_count] how many each has */
+    uint32_t prompt_count, choices;
+    uint32_t new_tokens; /* most tokens of an answer; cut where the context ends */
+    float temperature, top_p, min_p;
+    uint32_t top_k;
+    uint64_t seed;
+    bool logprobs;
+    uint32_t top_logprobs;
+    mr_stop_set *stops; /* owned; NULL: none */
+    int32_t stop_ids[MR_MAX_STOP_IDS];
+    uint32_t stop_id_count;
+
+    bool logits;
+    uint32_t chunk_tokens, single_from; /* as mr_sequence_spec's */
+
+    mr_sink sink;
+    void *context;
+} mr_request;
+
+mr_request *mr_request_new(void); /* one choice, greedy, nothing else */
+/* Adds a prompt; its tokens are copied. */
+void mr_request_add_prompt(mr_request *request, const int32_t *tokens, size_t count);
+void mr_request_free(mr_request *request); /* NULL is fine */
+
+#endif
