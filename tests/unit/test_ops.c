@@ -1,0 +1,285 @@
+/* test_ops.c - every kernel on every backend this processor has, against the plain loops.
+ *
+ * Goal: a backend is the reference, bit for bit. Method: shapes that straddle every boundary the fast
+ * paths have (vector widths, panels, cores, slots, tails), values of all magnitudes the contract
+ * allows, both storage types. Elementary functions are compared with the C library's double ones. */
+#include "common/ops/cpu/backends.h"
+#include "common/ops/dense.h"
+#include "common/ops/gate.h"
+#include "common/ops/math.h"
+#include "common/ops/philox.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdlib.h>
+
+static uint32_t state = 1;
+static uint32_t next_u32(void) {
+    const uint32_t counter[4] = {state++, 0, 0, 0}, key[2] = {7, 11};
+    uint32_t out[4];
+    mr_philox(out, counter, key);
+    return out[0];
+}
+static float next_float(void) { return (float)(int32_t)next_u32() * 0x1p-31f; }
+static uint32_t below(uint32_t n) { return next_u32() % n; }
+
+static const mr_ops *backend(int i) {
+    static const char *const names[] = {"avx2", "avx512"};
+    return mr_ops_find(names[i]);
+}
+
+typedef struct {
+    uint8_t *data;
+    mr_rows rows;
+} table;
+
+/* Rows first_row.. with a stride wider than the slice, and one byte off alignment when `odd`. */
+static table make_table(mr_element element, uint32_t rows, uint32_t columns, int odd) {
+    const size_t stride = columns + 3, bytes = rows * stride * mr_element_bytes(element);
+    table t = {malloc(bytes + 1), {0}};
+    for (size_t i = 0; i < rows * stride; i++) {
+        const float value = next_float();
+        const uint16_t half = mr_f32_to_bf16(value);
+        const void *from = element == MR_F32 ? (const void *)&value : (const void *)&half;
+        memcpy(t.data + (size_t)odd + i * mr_element_bytes(element), from, mr_element_bytes(element));
+    }
+    t.rows = (mr_rows){t.data + odd, element, 100, rows, stride, columns};
+    return t;
+}
+
+static void check_pool(mr_element element, uint32_t columns, uint32_t column_first,
+                       uint32_t core_columns, uint32_t slots, int bits) {
+    enum { TOKENS = 3, ROWS = 50, ENTRIES = 23 };
+    table t = make_table(element, ROWS, columns, (int)below(2));
+    const uint32_t count[TOKENS] = {9, 0, 14};
+    uint32_t row[ENTRIES];
+    uint8_t slot[ENTRIES];
+    const uint32_t core_first = column_first / core_columns;
+    const uint32_t cores = (column_first + columns - 1) / core_columns - core_first + 1;
+    float *weight = malloc(cores * ENTRIES * sizeof(float));
+    for (uint32_t i = 0; i < ENTRIES; i++) {
+        row[i] = 100 + below(ROWS);
+        slot[i] = (uint8_t)below(slots);
+    }
+    for (uint32_t i = 0; i < cores * ENTRIES; i++)
+        weight[i] = next_float() * (bits == 32 ? 0x1p24f : ldexpf(1, 4 + (int)below(54)));
+    const mr_pool_args args = {t.rows, TOKENS, ENTRIES, count, row, slots > 1 ? slot : NULL, weight,
+                               slots, column_first, core_columns, core_first};
+    const size_t cells = (size_t)TOKENS * slots * columns;
+    int64_t *want = calloc(cells, 8), *got = calloc(cells, 8);
+    for (int b = 0; b < 2; b++) {
+        if (!backend(b)) continue;
+        memset(want, 0x11, cells * 8); /* added to, not overwritten */
+        memset(got, 0x11, cells * 8);
+        if (bits == 32) {
+            mr_ops_ref.pool32((int32_t *)want, &args);
+            backend(b)->pool32((int32_t *)got, &args);
+        } else {
+            mr_ops_ref.pool64(want, &args);
+            backend(b)->pool64(got, &args);
+        }
+        assert_memory_equal(want, got, cells * 8);
+    }
+    free(want);
+    free(got);
+    free(weight);
+    free(t.data);
+}
+
+static void test_pool(void **unused) {
+    static const uint32_t widths[] = {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100, 192, 260};
+    (void)unused;
+    for (size_t w = 0; w < sizeof(widths) / sizeof(widths[0]); w++)
+        for (int element = 0; element < 2; element++)
+            for (int bits = 32; bits <= 64; bits += 32) {
+                check_pool((mr_element)element, widths[w], 0, widths[w], 1, bits);
+                check_pool((mr_element)element, widths[w], below(40), 1 + below(40), 1, bits);
+                check_pool((mr_element)element, widths[w], below(40), 16, 4, bits);
+            }
+}
+
+static void test_gate_dot(void **unused) {
+    static const uint32_t widths[] = {1, 3, 8, 16, 21, 32, 48, 77};
+    (void)unused;
+    for (size_t w = 0; w < sizeof(widths) / sizeof(widths[0]); w++)
+        for (int element = 0; element < 2; element++) {
+            enum { ENTRIES = 11 };
+            table t = make_table((mr_element)element, 20, widths[w], 0);
+            const uint32_t count[2] = {5, 6};
+            uint32_t row[ENTRIES];
+            float *x = malloc(2 * (widths[w] + 2) * sizeof(float));
+            for (uint32_t i = 0; i < ENTRIES; i++) row[i] = 100 + below(20);
+            for (uint32_t i = 0; i < 2 * (widths[w] + 2); i++)
+                x[i] = next_float() * ldexpf(1, (int)below(58));
+            const mr_gate_args args = {t.rows, 2, ENTRIES, count, row, x, widths[w] + 2};
+            int64_t want[ENTRIES], got[ENTRIES];
+            mr_ops_ref.gate_dot(want, &args);
+            for (int b = 0; b < 2; b++) {
+                if (!backend(b)) continue;
+                backend(b)->gate_dot(got, &args);
+                assert_memory_equal(want, got, sizeof(want));
+            }
+            free(x);
+            free(t.data);
+        }
+}
+
+/* Also: a row of y is the same for every M, and equals a double sum to fp32 accuracy. */
+static void check_gemm(mr_element element, uint32_t m, uint32_t n, uint32_t k) {
+    const uint32_t panels = (n + MR_PANEL - 1) / MR_PANEL;
+    const size_t elements = (size_t)panels * MR_PANEL * k;
+    void *data = aligned_alloc(64, (elements * mr_element_bytes(element) + 63) / 64 * 64);
+    float *x = malloc((size_t)m * (k + 1) * sizeof(float));
+    const size_t stride = n + 5;
+    float *want = calloc(m * stride, sizeof(float)), *got = calloc(m * stride, sizeof(float));
+    for (size_t i = 0; i < elements; i++) {
+        const float value = next_float();
+        const uint16_t half = mr_f32_to_bf16(value);
+        memcpy((uint8_t *)data + i * mr_element_bytes(element),
+               element == MR_F32 ? (const void *)&value : (const void *)&half, mr_element_bytes(element));
+    }
+    for (size_t i = 0; i < (size_t)m * (k + 1); i++) x[i] = next_float();
+    const mr_packed w = {data, element, n, k};
+    mr_ops_ref.gemm(want, stride, x, k + 1, m, &w, 0, panels);
+    for (int b = 0; b < 2; b++) {
+        if (!backend(b)) continue;
+        memset(got, 0, m * stride * sizeof(float));
+        backend(b)->gemm(got, stride, x, k + 1, m, &w, 0, panels);
+        assert_memory_equal(want, got, m * stride * sizeof(float));
+        for (uint32_t row = 0; row < m; row++) /* one row alone: the same chain */
+            backend(b)->gemm(got + row * stride, stride, x + row * (k + 1), k + 1, 1, &w, 0, panels);
+        assert_memory_equal(want, got, m * stride * sizeof(float));
+    }
+    double sum = 0;
+    for (uint32_t i = 0; i < k; i++) sum += (double)x[i] * (double)mr_element_at(data, element, (uint64_t)i * MR_PANEL);
+    assert_true(fabs(sum - (double)want[0]) < 1e-5 * sqrt(k + 1.0));
+    free(data);
+    free(x);
+    free(want);
+    free(got);
+}
+
+static void test_gemm(void **unused) {
+    static const uint32_t rows[] = {1, 2, 3, 5, 7, 8, 9, 13}, columns[] = {1, 31, 32, 33, 129, 200};
+    (void)unused;
+    for (size_t i = 0; i < 8; i++)
+        for (size_t j = 0; j < 6; j++)
+            for (int element = 0; element < 2; element++)
+                check_gemm((mr_element)element, rows[i], columns[j], 1 + below(90));
+}
+
+static int worse(const float *s, uint32_t a, uint32_t b) { /* does a come after b? */
+    return s[a] != s[b] ? s[a] < s[b] : a > b;
+}
+
+static void test_select(void **unused) {
+    enum { N_MAX = 700 };
+    (void)unused;
+    for (int round = 0; round < 300; round++) {
+        const uint32_t n = 1 + below(N_MAX), k = 1 + below(n < 80 ? n : 80);
+        float score[N_MAX];
+        uint32_t order[N_MAX], got[N_MAX];
+        uint64_t scratch[N_MAX + 32];
+        for (uint32_t i = 0; i < n; i++) {
+            score[i] = round % 2 ? next_float() : (float)(int)below(9) - 4; /* many ties */
+            if (below(50) == 0) score[i] = round % 3 ? -0.0f : 0.0f;
+            if (below(90) == 0) score[i] = round % 3 ? INFINITY : -INFINITY;
+            order[i] = i;
+        }
+        for (uint32_t i = 1; i < n; i++) /* insertion sort: stable and plainly right */
+            for (uint32_t j = i; j > 0 && worse(score, order[j - 1], order[j]); j--) {
+                const uint32_t t = order[j];
+                order[j] = order[j - 1];
+                order[j - 1] = t;
+            }
+        for (int b = -1; b < 2; b++) {
+            const mr_ops *ops = b < 0 ? &mr_ops_ref : backend(b);
+            if (!ops) continue;
+            assert_true(ops->select(got, score, n, k, scratch));
+            assert_memory_equal(order, got, k * sizeof(*got));
+        }
+        score[below(n)] = NAN;
+        for (int b = -1; b < 2; b++) {
+            const mr_ops *ops = b < 0 ? &mr_ops_ref : backend(b);
+            if (ops) assert_false(ops->select(got, score, n, k, scratch));
+        }
+    }
+}
+
+static void test_elementary_functions(void **unused) {
+    (void)unused;
+    for (double x = -7; x < 7; x += 0.00091) assert_true(fabs(mr_erf(x) - erf(x)) < 1e-13);
+    for (float x = -87; x < 88.5f; x += 0.0137f)
+        assert_true(fabs((double)mr_exp(x) / exp((double)x) - 1) < 2.5e-7);
+    assert_true(mr_exp(-200) == 0 && mr_exp(-INFINITY) == 0 && isinf(mr_exp(89)) && isnan(mr_exp(NAN)));
+    assert_true(mr_exp(0) == 1);
+    for (double x = 0; x < 4e6; x += 97.13) {
+        double s, c;
+        mr_sin_cos(x, &s, &c);
+        assert_true(fabs(s - sin(x)) < 1e-11 && fabs(c - cos(x)) < 1e-11);
+    }
+    for (double x = 1e-30; x < 1e30; x *= 1.37) assert_true(fabs(mr_ln(x) - log(x)) < 1e-13 * (1 + fabs(log(x))));
+}
+
+static void test_exponents(void **unused) {
+    int e;
+    (void)unused;
+    assert_true(mr_exponent_of(&e, 1.0) && e == 1);
+    assert_true(mr_exponent_of(&e, 0.999) && e == 0);
+    assert_true(mr_exponent_of(&e, 0) && e == MR_EXPONENT_MIN);
+    assert_true(mr_exponent_of(&e, 0x1p-100) && e == MR_EXPONENT_MIN);
+    assert_true(mr_exponent_of(&e, 0x1p89) && e == 90);
+    assert_false(mr_exponent_of(&e, 0x1p90));
+    assert_false(mr_exponent_of(&e, INFINITY));
+    assert_false(mr_exponent_of(&e, NAN));
+    assert_false(mr_exponent_of(&e, -1));
+    for (int power = -120; power <= 120; power += 7)
+        assert_true(mr_scale_exact(1.5f, power) == ldexpf(1.5f, power));
+    assert_true(fabsf(mr_gelu(1.0f) - 0.841344746f) < 1e-7f && mr_gelu(0) == 0);
+    assert_true(fabsf(mr_gelu(-3.0f) + 0.00404969409f) < 1e-9f);
+}
+
+/* Salmon et al.'s known answers for philox4x32-10. */
+static void test_philox_known_answers(void **unused) {
+    const uint32_t zero[4] = {0}, ones[4] = {~0u, ~0u, ~0u, ~0u};
+    const uint32_t want_zero[4] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
+    const uint32_t want_ones[4] = {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
+    uint32_t out[4];
+    (void)unused;
+    mr_philox(out, zero, zero);
+    assert_memory_equal(out, want_zero, sizeof(out));
+    mr_philox(out, ones, ones);
+    assert_memory_equal(out, want_ones, sizeof(out));
+}
+
+static void test_norms_against_double(void **unused) {
+    float x[77], w[77], rms[77], layer[77];
+    double square = 0, mean = 0, variance = 0;
+    (void)unused;
+    for (int i = 0; i < 77; i++) {
+        x[i] = next_float() + 0.3f;
+        w[i] = next_float();
+        square += (double)x[i] * (double)x[i];
+        mean += (double)x[i] / 77;
+    }
+    for (int i = 0; i < 77; i++) variance += ((double)x[i] - mean) * ((double)x[i] - mean) / 77;
+    mr_rms_norm(rms, x, w, 77, 1e-5f);
+    mr_layer_norm(layer, x, w, 77, 1e-5f);
+    for (int i = 0; i < 77; i++) {
+        assert_true(fabs((double)rms[i] - (double)x[i] / sqrt(square / 77 + 1e-5) * (double)w[i]) < 1e-6);
+        assert_true(fabs((double)layer[i] - ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)w[i]) < 2e-6);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_pool),       cmocka_unit_test(test_gate_dot),
+        cmocka_unit_test(test_gemm),       cmocka_unit_test(test_select),
+        cmocka_unit_test(test_exponents),  cmocka_unit_test(test_elementary_functions),
+        cmocka_unit_test(test_philox_known_answers), cmocka_unit_test(test_norms_against_double)};
+    return cmocka_run_group_tests_name("ops", tests, NULL, NULL);
+}
