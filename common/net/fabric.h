@@ -46,7 +46,7 @@ void mr_link_end(mr_link *link);
 mr_status mr_link_flush(mr_link *link, mr_err *err); /* MR_ERR_AGAIN: some is left to write */
 
 /* MR_ERR_AGAIN: no whole frame yet. Any other failure is final for the link. The frame is borrowed
- * until the next call on the link that is not begin/end. */
+ * until the next receive; on a loop link until the next flush, too. */
 mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err);
 
 int mr_link_fd(const mr_link *link); /* -1 for a loop link */

@@ -4,30 +4,42 @@
 #include "common/base/log.h"
 
 #include <errno.h>
-#include <pthread.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-static sigset_t end_signals(void) {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
-    return set;
+static int signal_pipe[2] = {-1, -1};
+static volatile sig_atomic_t is_ready;
+
+static void on_signal(int number) {
+    const int saved = errno;
+    const unsigned char byte = (unsigned char)number;
+    if (!is_ready) _exit(128 + number);
+    const ssize_t put = write(signal_pipe[1], &byte, 1);
+    (void)put; /* full: it knows already */
+    errno = saved;
 }
 
 void mr_process_begin(const char *component) {
-    const sigset_t set = end_signals();
+    static const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     signal(SIGPIPE, SIG_IGN);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
     mr_log_setup(component, MR_LOG_INFO, isatty(STDERR_FILENO));
     setvbuf(stdout, NULL, _IOLBF, 0); /* a log file shows each line when it is written */
+    if (pipe2(signal_pipe, O_CLOEXEC) != 0) {
+        mr_log_error("pipe: %s", strerror(errno));
+        exit(1);
+    }
+    fcntl(signal_pipe[1], F_SETFL, O_NONBLOCK);
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        sigaction(numbers[i], &action, NULL);
 }
 
 void mr_process_ready(const char *address, int ready_fd) {
+    is_ready = 1;
     printf("ready %s\n", address);
     fflush(stdout);
     if (ready_fd < 0) return;
@@ -40,9 +52,8 @@ void mr_process_ready(const char *address, int ready_fd) {
 }
 
 int mr_process_wait(void) {
-    const sigset_t set = end_signals();
-    int number = 0;
-    while (sigwait(&set, &number) != 0) continue;
+    unsigned char number = 0;
+    while (read(signal_pipe[0], &number, 1) != 1) continue; /* interrupted */
     mr_log_info("ending: %s", strsignal(number));
     return number;
 }

@@ -1,8 +1,8 @@
 /* process.h - how the processes of a cluster begin, say that they are ready, and end.
  *
- * SIGTERM, SIGINT and SIGHUP are blocked before any thread starts and taken by mr_process_wait(),
- * so that no handler ever runs in the middle of anything. A broken pipe is an error to handle, not
- * a death. Threads: the main thread. */
+ * SIGTERM, SIGINT and SIGHUP end a process at once while it is still opening things: nothing is
+ * lost. Once it is ready they are passed to mr_process_wait() through a pipe, and it ends in order.
+ * A broken pipe is an error to handle, not a death. Threads: the main thread. */
 #ifndef MR_NET_PROCESS_H
 #define MR_NET_PROCESS_H
 #include "common/base/status.h"
@@ -13,7 +13,7 @@ void mr_process_begin(const char *component);
 /* Prints "ready ADDRESS" and writes "ADDRESS\n" to ready_fd (-1: none), which is closed. */
 void mr_process_ready(const char *address, int ready_fd);
 
-/* Returns the signal that asked the process to end. */
+/* After mr_process_ready: returns the signal that asked the process to end. */
 int mr_process_wait(void);
 
 /* Prints "COMPONENT: sentence" to stderr; returns the exit status: 2 for wrong usage, else 1. */

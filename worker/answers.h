@@ -1,0 +1,22 @@
+/* answers.h - one step run, its results cut into frames; shared by both doors of serve.h.
+ * Threads: the one that runs steps. */
+#ifndef MR_WORKER_ANSWERS_H
+#define MR_WORKER_ANSWERS_H
+#include "common/net/frames.h"
+#include "worker/engine.h"
+
+/* Where frames go. begin gives room for a payload, or NULL when the peer is gone or stuck: then the
+ * rest of the step's frames are dropped. end hands the frame over; urgent: the peer should see it
+ * soon, not only with the step's last frame. */
+typedef struct {
+    void *(*begin)(void *context, const mr_wire_header *header, uint32_t payload_bytes);
+    void (*end)(void *context, bool urgent);
+    void *context;
+} mr_answer_sink;
+
+void mr_answer_step(mr_engine *engine, uint64_t request, const mr_step_view *view,
+                    const mr_answer_sink *sink);
+void mr_answer_error(uint64_t request, mr_status status, const char *sentence,
+                     const mr_answer_sink *sink);
+
+#endif

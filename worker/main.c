@@ -1,0 +1,187 @@
+/* main.c - memrack-worker: loads the dense weights, reaches the memshards, runs steps.
+ *
+ * Threads: the main thread opens everything, then waits for a signal; the step thread owns the
+ * engine (with a team of compute threads under it), a serving thread the links of coordinators. */
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+#include "common/base/options.h"
+#include "common/net/process.h"
+#include "common/net/registry.h"
+#include "common/ops/team.h"
+#include "worker/serve.h"
+#include "worker/shards.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char component[] = "memrack-worker";
+
+typedef struct {
+    const char *model, *registry, *listen, *isa;
+    mr_text_list memshards;
+    int64_t threads, kv_blocks, step_tokens, retrieval_timeout_ms, connect_timeout_ms, ready_fd;
+    bool two_trips;
+} settings;
+
+static int parse(settings *s, int argc, char **argv) {
+    *s = (settings){.listen = "127.0.0.1:0",
+                    .retrieval_timeout_ms = 500,
+                    .connect_timeout_ms = 10000,
+                    .ready_fd = -1};
+    const mr_option options[] = {
+        {"model", 'm', MR_OPT_TEXT, &s->model, 0, 0, "DIR", "the model's directory"},
+        {"registry", 'r', MR_OPT_TEXT, &s->registry, 0, 0, "FILE",
+         "static registry file that names the memshards"},
+        {"memshard", 's', MR_OPT_LIST, &s->memshards, 0, 0, "ADDR",
+         "a memshard; give it once for each, in any order"},
+        {"listen", 'l', MR_OPT_TEXT, &s->listen, 0, 0, "ADDR",
+         "host:port (port 0: any) or unix:PATH (127.0.0.1:0)"},
+        {"threads", 't', MR_OPT_INT, &s->threads, 0, MR_MAX_THREADS, "N",
+         "compute threads (0: one per core)"},
+        {"kv-blocks", 0, MR_OPT_INT, &s->kv_blocks, 0, 1 << 30, "N",
+         "KV cache blocks of 16 tokens (0: two full contexts)"},
+        {"step-tokens", 0, MR_OPT_INT, &s->step_tokens, 0, MR_MAX_STEP_TOKENS, "N",
+         "most tokens of one step (0: 512)"},
+        {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
+        {"retrieval-timeout-ms", 0, MR_OPT_INT, &s->retrieval_timeout_ms, 10, 60000, "MS",
+         "a memshard silent for so long fails the step (500)"},
+        {"connect-timeout-ms", 0, MR_OPT_INT, &s->connect_timeout_ms, 10, 600000, "MS",
+         "how long to wait for the memshards at the start (10000)"},
+        {"two-trips", 0, MR_OPT_FLAG, &s->two_trips, 0, 0, NULL,
+         "gate on the worker even where one trip would do"},
+        {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
+         "write the address to this descriptor when ready"},
+        {0}};
+    const mr_command_spec spec = {
+        .usage = "memrack-worker --model DIR [--registry FILE | --memshard ADDR ..] [options]",
+        .summary = "Runs steps of a model for coordinators; its tables lie on the memshards.\n"
+                   "Example: memrack-worker --model models/demo --memshard 127.0.0.1:7001 "
+                   "--memshard 127.0.0.1:7002",
+        .options = options};
+    mr_err err = {{0}};
+    int count;
+    mr_status status = mr_options_parse(&spec, argc, argv, NULL, &count, &err);
+    if (status == MR_ERR_CANCELLED) return 0;
+    if (status == MR_OK && !s->model)
+        status = mr_fail(&err, MR_ERR_ARGUMENT, "--model is missing; try --help");
+    if (status == MR_OK && s->registry && s->memshards.count > 0)
+        status =
+            mr_fail(&err, MR_ERR_ARGUMENT, "--registry names the memshards: no --memshard then");
+    if (status == MR_OK && s->memshards.count > MR_MAX_MEMSHARDS)
+        status = mr_fail(&err, MR_ERR_LIMIT, "%u memshards; at most %d", s->memshards.count,
+                         MR_MAX_MEMSHARDS);
+    return status == MR_OK ? -1 : mr_process_fail(component, status, &err);
+}
+
+/* The registry was written for one model: another one's shards would only be refused later. */
+static mr_status check_registry(const mr_registry *r, const mr_manifest *manifest, mr_err *err) {
+    char here[MR_DIGEST_TEXT_BYTES], there[MR_DIGEST_TEXT_BYTES];
+    if (memcmp(&r->digest, &manifest->digest, sizeof(r->digest)) == 0) return MR_OK;
+    mr_digest_text(&manifest->digest, here);
+    mr_digest_text(&r->digest, there);
+    return mr_fail(err, MR_ERR_MISMATCH,
+                   "the registry is for model digest %.12s..., this model has %.12s...", there,
+                   here);
+}
+
+static mr_status reach_shards(mr_shards *out, const settings *s, const mr_model *model,
+                              const mr_manifest *manifest, mr_err *err) {
+    mr_registry registry = {0};
+    mr_status status = MR_OK;
+    const char *const *addresses = s->memshards.items;
+    uint32_t count = s->memshards.count;
+    *out = (mr_shards){0};
+    if (s->registry) {
+        status = mr_registry_load(&registry, s->registry, err);
+        if (status == MR_OK) status = check_registry(&registry, manifest, err);
+        addresses = (const char *const *)registry.memshards.addresses;
+        count = registry.memshards.count;
+    }
+    const bool has_memory = mr_model_memory_count(model) > 0;
+    if (status == MR_OK && has_memory != (count > 0))
+        status = mr_fail(err, MR_ERR_ARGUMENT,
+                         has_memory ? "%s has memory layers: name its memshards"
+                                    : "%s has no memory layers: it needs no memshards",
+                         s->model);
+    if (status == MR_OK && has_memory)
+        status = mr_shards_connect(out, addresses, count, manifest->digest,
+                                   mr_now_ns() + s->connect_timeout_ms * 1000000, err);
+    mr_registry_free(&registry);
+    return status;
+}
+
+static mr_status print_plan(const mr_engine_options *options, mr_err *err) {
+    mr_engine_memory m;
+    const mr_status status = mr_engine_plan(&m, options, err);
+    if (status != MR_OK) return status;
+    printf("worker: will hold %.1f MiB: weights %.1f, KV cache %.1f, buffers %.1f, shuffle indices "
+           "%.1f; "
+           "%u memshards\n",
+           (double)(m.weight_bytes + m.kv_bytes + m.buffer_bytes + m.index_bytes) / (double)MR_MIB,
+           (double)m.weight_bytes / (double)MR_MIB, (double)m.kv_bytes / (double)MR_MIB,
+           (double)m.buffer_bytes / (double)MR_MIB, (double)m.index_bytes / (double)MR_MIB,
+           options->shard_count);
+    return MR_OK;
+}
+
+static mr_status serve(const settings *s, mr_engine *engine, mr_digest digest, mr_err *err) {
+    mr_worker *worker;
+    const mr_status status = mr_worker_open(&worker, engine, digest, s->listen, err);
+    if (status != MR_OK) return status;
+    mr_process_ready(mr_worker_address(worker), (int)s->ready_fd);
+    mr_process_wait();
+    mr_worker_close(worker);
+    return MR_OK;
+}
+
+static mr_status run(const settings *s, mr_err *err) {
+    mr_model *model = NULL;
+    mr_manifest manifest = {0};
+    mr_engine *engine = NULL;
+    mr_shards shards = {0};
+    mr_engine_options options = {.ops = mr_ops_find(s->isa),
+                                 .threads = (uint32_t)s->threads,
+                                 .kv_blocks = (uint32_t)s->kv_blocks,
+                                 .step_tokens_max = (uint32_t)s->step_tokens,
+                                 .two_trips = s->two_trips,
+                                 .retrieval_timeout_ms = (uint32_t)s->retrieval_timeout_ms};
+    if (!options.ops)
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "--isa %s: this processor or build has no such kernels", s->isa);
+    mr_status status = mr_model_open(&model, s->model, err);
+    if (status != MR_OK) return status;
+    status = mr_manifest_load(&manifest, model, NULL, NULL, err);
+    if (status != MR_OK) goto close_model;
+    status = reach_shards(&shards, s, model, &manifest, err);
+    if (status != MR_OK) goto free_manifest;
+    options.model = model;
+    options.manifest = &manifest;
+    options.grid = shards.grid;
+    options.shards = shards.links;
+    options.addresses = (const char *const *)shards.addresses;
+    options.shard_count = shards.count;
+    status = print_plan(&options, err);
+    if (status == MR_OK) status = mr_engine_open(&engine, &options, err);
+    mr_shards_free(&shards, engine == NULL); /* an engine has taken the links over */
+    if (status == MR_OK) status = serve(s, engine, manifest.digest, err);
+    mr_engine_close(engine);
+free_manifest:
+    mr_manifest_free(&manifest);
+close_model:
+    mr_model_close(model);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    settings s;
+    mr_err err = {{0}};
+    mr_process_begin(component);
+    mr_float_environment();
+    const int done = parse(&s, argc, argv);
+    if (done >= 0) return done;
+    const mr_status status = run(&s, &err);
+    free(s.memshards.items);
+    return status == MR_OK ? 0 : mr_process_fail(component, status, &err);
+}
