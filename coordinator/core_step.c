@@ -96,8 +96,12 @@ static mr_status check_prompt(const mr_core *core, const mr_request *r, const in
 }
 
 static mr_status check_request(mr_core *core, const mr_request *r, mr_err *err) {
-    if (!core->link || core->is_stopping)
-        return mr_fail(err, MR_ERR_UNAVAILABLE, "the worker is not connected");
+    if (core->is_stopping)
+        return mr_fail(err, MR_ERR_UNAVAILABLE, "the coordinator is shutting down");
+    if (!core->link) {
+        const mr_status why = mr_core_health(core, err);
+        return why != MR_OK ? why : mr_fail(err, MR_ERR_UNAVAILABLE, "the worker is not connected");
+    }
     const int32_t *tokens = r->tokens.items;
     const uint64_t bytes = (uint64_t)r->tokens.count * core->info.logit_columns * sizeof(float);
     if (r->logits && bytes > MR_MAX_LOGITS_BYTES)

@@ -271,6 +271,7 @@ static void broken_worker(fake_worker *w, uint32_t timeout_ms, const char *sente
     mr_err err;
     mr_core *core = open_core(w, &(mr_core_options){.step_timeout_ms = timeout_ms});
     client *c[3];
+    w->delay_ms = 30; /* so that all three are in before it happens */
     for (int i = 0; i < 3; i++) {
         c[i] = client_new();
         submit(core, c[i], request_for(c[i], "some words here", 50));
