@@ -38,8 +38,9 @@ typedef struct {
 typedef struct {
     const bench *bench;
     pthread_barrier_t *barrier;
-    bool pools; /* else reads */
-    uint32_t ahead;
+    bool pools;     /* else reads: */
+    int level;      /* cache prefetched into */
+    uint32_t ahead; /* rows between asking and reading */
     uint32_t *id;
     float *weight;
     uint32_t *count;
@@ -49,56 +50,64 @@ typedef struct {
     int64_t began_ns, ended_ns;
 } lane;
 
-/* Adds up the bytes of rows as 64-bit words. */
-#if defined(__x86_64__)
-__attribute__((target("avx512f"))) static uint64_t read_avx512(const uint8_t *row, size_t bytes) {
-    __m512i a = _mm512_setzero_si512(), b = a;
-    size_t i = 0;
-    for (; i + 128 <= bytes; i += 128) {
-        a = _mm512_add_epi64(a, _mm512_loadu_si512(row + i));
-        b = _mm512_add_epi64(b, _mm512_loadu_si512(row + i + 64));
-    }
-    for (; i + 64 <= bytes; i += 64) a = _mm512_add_epi64(a, _mm512_loadu_si512(row + i));
-    uint64_t sum = (uint64_t)_mm512_reduce_add_epi64(_mm512_add_epi64(a, b));
-    for (; i < bytes; i++) sum += row[i];
-    return sum;
-}
+/* Adds up the bytes of GROUP rows as 64-bit words, asking line by line for GROUP later rows: into
+ * the first-level cache or into the second. */
+enum { GROUP = 4 };
+typedef uint64_t (*reader)(const uint8_t *const row[GROUP], const uint8_t *const next[GROUP],
+                           size_t bytes);
 
-__attribute__((target("avx2"))) static uint64_t read_avx2(const uint8_t *row, size_t bytes) {
-    __m256i a = _mm256_setzero_si256(), b = a;
-    size_t i = 0;
-    for (; i + 64 <= bytes; i += 64) {
-        a = _mm256_add_epi64(a, _mm256_loadu_si256((const __m256i *)(const void *)(row + i)));
-        b = _mm256_add_epi64(b, _mm256_loadu_si256((const __m256i *)(const void *)(row + i + 32)));
+#define LINE_LOOP(HINT, ...)                                                                       \
+    for (; at + 64 <= bytes; at += 64)                                                             \
+        for (int i = 0; i < GROUP; i++) {                                                          \
+            __builtin_prefetch(next[i] + at, 0, HINT);                                             \
+            __VA_ARGS__                                                                            \
+        }
+#define READER(NAME, TARGET, HINT, BEGIN, LINE, END)                                               \
+    TARGET static uint64_t NAME(const uint8_t *const row[GROUP], const uint8_t *const next[GROUP], \
+                                size_t bytes) {                                                    \
+        size_t at = 0;                                                                             \
+        uint64_t sum = 0;                                                                          \
+        BEGIN LINE_LOOP(HINT, LINE) END                                                            \
+        for (; at < bytes; at++)                                                                   \
+            for (int i = 0; i < GROUP; i++) sum += row[i][at];                                     \
+        return sum;                                                                                \
     }
-    uint64_t lanes[4], sum = 0;
-    _mm256_storeu_si256((__m256i *)(void *)lanes, _mm256_add_epi64(a, b));
-    for (int l = 0; l < 4; l++) sum += lanes[l];
-    for (; i < bytes; i++) sum += row[i];
-    return sum;
-}
+
+#define PLAIN_LINE                                                                                 \
+    uint64_t word[8];                                                                              \
+    memcpy(word, row[i] + at, 64);                                                                 \
+    for (int w = 0; w < 8; w++) sum += word[w];
+READER(read_plain_l1, , 3, , PLAIN_LINE, )
+READER(read_plain_l2, , 2, , PLAIN_LINE, )
+
+#if defined(__x86_64__)
+#define AVX512 __attribute__((target("avx512f")))
+#define AVX512_LINE total = _mm512_add_epi64(total, _mm512_loadu_si512(row[i] + at));
+#define AVX512_BEGIN __m512i total = _mm512_setzero_si512();
+#define AVX512_END sum = (uint64_t)_mm512_reduce_add_epi64(total);
+READER(read_avx512_l1, AVX512, 3, AVX512_BEGIN, AVX512_LINE, AVX512_END)
+READER(read_avx512_l2, AVX512, 2, AVX512_BEGIN, AVX512_LINE, AVX512_END)
+
+#define AVX2 __attribute__((target("avx2")))
+#define AVX2_HALF(AT) _mm256_loadu_si256((const __m256i *)(const void *)(row[i] + (AT)))
+#define AVX2_LINE                                                                                  \
+    total = _mm256_add_epi64(total, _mm256_add_epi64(AVX2_HALF(at), AVX2_HALF(at + 32)));
+#define AVX2_BEGIN __m256i total = _mm256_setzero_si256();
+#define AVX2_END                                                                                   \
+    uint64_t part[4];                                                                              \
+    _mm256_storeu_si256((__m256i *)(void *)part, total);                                           \
+    for (int w = 0; w < 4; w++) sum += part[w];
+READER(read_avx2_l1, AVX2, 3, AVX2_BEGIN, AVX2_LINE, AVX2_END)
+READER(read_avx2_l2, AVX2, 2, AVX2_BEGIN, AVX2_LINE, AVX2_END)
 #endif
 
-static uint64_t read_plain(const uint8_t *row, size_t bytes) {
-    uint64_t sum = 0, word;
-    size_t i = 0;
-    for (; i + 8 <= bytes; i += 8) {
-        memcpy(&word, row + i, 8);
-        sum += word;
-    }
-    for (; i < bytes; i++) sum += row[i];
-    return sum;
-}
-
-typedef uint64_t (*reader)(const uint8_t *row, size_t bytes);
-
-static reader reader_of(const mr_ops *ops) {
+static reader reader_of(const mr_ops *ops, int level) {
 #if defined(__x86_64__)
-    if (strcmp(ops->name, "avx512") == 0) return read_avx512;
-    if (strcmp(ops->name, "avx2") == 0) return read_avx2;
+    if (strcmp(ops->name, "avx512") == 0) return level == 1 ? read_avx512_l1 : read_avx512_l2;
+    if (strcmp(ops->name, "avx2") == 0) return level == 1 ? read_avx2_l1 : read_avx2_l2;
 #endif
     (void)ops;
-    return read_plain;
+    return level == 1 ? read_plain_l1 : read_plain_l2;
 }
 
 static const uint8_t *row_at(const mr_rows *rows, uint32_t id) {
@@ -108,14 +117,16 @@ static const uint8_t *row_at(const mr_rows *rows, uint32_t id) {
 
 static void read_rows(lane *self, uint32_t first, uint32_t count) {
     const bench *b = self->bench;
-    const reader read = reader_of(b->ops);
+    const reader read = reader_of(b->ops, self->level);
     const size_t bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
-    for (uint32_t j = first; j < first + count; j++) {
-        if (j + self->ahead < first + count) {
-            const uint8_t *next = row_at(&b->rows, self->id[j + self->ahead]);
-            for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at, 0, 3);
+    for (uint32_t j = first; j + GROUP <= first + count; j += GROUP) {
+        const uint8_t *row[GROUP], *next[GROUP];
+        for (uint32_t i = 0; i < GROUP; i++) {
+            const uint32_t later = j + i + self->ahead;
+            row[i] = row_at(&b->rows, self->id[j + i]);
+            next[i] = row_at(&b->rows, self->id[later < IDS ? later : j + i]);
         }
-        self->sum += read(row_at(&b->rows, self->id[j]), bytes);
+        self->sum += read(row, next, bytes);
     }
 }
 
@@ -158,7 +169,7 @@ static void *run_lane(void *argument) {
 }
 
 /* Rows per second of all threads together. */
-static double rate(lane *lanes, uint32_t threads, bool pools, uint32_t ahead) {
+static double rate(lane *lanes, uint32_t threads, bool pools, int level, uint32_t ahead) {
     pthread_t handle[THREADS_MAX];
     pthread_barrier_t barrier;
     double rows = 0;
@@ -167,6 +178,7 @@ static double rate(lane *lanes, uint32_t threads, bool pools, uint32_t ahead) {
     for (uint32_t i = 0; i < threads; i++) {
         lanes[i].barrier = &barrier;
         lanes[i].pools = pools;
+        lanes[i].level = level;
         lanes[i].ahead = ahead;
         if (pthread_create(&handle[i], NULL, run_lane, &lanes[i]) != 0) abort();
     }
@@ -234,20 +246,19 @@ static double median(double *values, int count) {
     return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-/* The reading loop's best distance, in rows. */
-static uint32_t tune(lane *lanes, uint32_t threads, size_t row_bytes) {
+/* What suits the reading loop best: the cache to ask into and the distance in rows. */
+static void tune(lane *lanes, uint32_t threads, size_t row_bytes, int *level, uint32_t *ahead) {
     static const uint32_t distance_bytes[] = {2048, 4096, 8192, 16384, 32768};
-    uint32_t best = 1;
-    double best_rate = 0;
-    for (size_t i = 0; i < sizeof(distance_bytes) / sizeof(distance_bytes[0]); i++) {
-        const uint32_t ahead = (uint32_t)(distance_bytes[i] / row_bytes) + 1;
-        const double now = rate(lanes, threads, false, ahead);
-        if (now > best_rate) {
-            best_rate = now;
-            best = ahead;
+    double best = 0;
+    for (int l = 1; l <= 2; l++)
+        for (size_t i = 0; i < sizeof(distance_bytes) / sizeof(distance_bytes[0]); i++) {
+            const uint32_t rows = (uint32_t)(distance_bytes[i] / row_bytes) + GROUP;
+            const double now = rate(lanes, threads, false, l, rows);
+            if (now <= best) continue;
+            best = now;
+            *level = l;
+            *ahead = rows;
         }
-    }
-    return best;
 }
 
 static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table_bytes) {
@@ -255,19 +266,21 @@ static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table
     double pools[ROUNDS_MAX], reads[ROUNDS_MAX], ratios[ROUNDS_MAX];
     const size_t row_bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
     for (uint32_t i = 0; i < threads; i++) open_lane(&lanes[i], b, i);
-    const uint32_t ahead = tune(lanes, threads, row_bytes);
-    rate(lanes, threads, true, 0);
+    int level = 1;
+    uint32_t ahead = 0;
+    tune(lanes, threads, row_bytes, &level, &ahead);
+    rate(lanes, threads, true, 0, 0);
     for (int i = 0; i < rounds; i++) {
-        pools[i] = rate(lanes, threads, true, 0);
-        reads[i] = rate(lanes, threads, false, ahead);
+        pools[i] = rate(lanes, threads, true, 0, 0);
+        reads[i] = rate(lanes, threads, false, level, ahead);
         ratios[i] = pools[i] / reads[i];
     }
     const double pool = median(pools, rounds), read = median(reads, rounds);
-    printf("%s,%s,%u,%zu,%.0f,%s,%u,%u,%u,%u,%.3f,%.3f,%.3f,%.3f,%u,%.3f\n", b->ops->name,
+    printf("%s,%s,%u,%zu,%.0f,%s,%u,%u,%u,%u,%.3f,%.3f,%.3f,%.3f,L%d+%u,%.3f\n", b->ops->name,
            b->rows.element == MR_F32 ? "f32" : "bf16", b->rows.columns, row_bytes,
            (double)table_bytes / (1 << 20), b->huge ? "huge" : "4k", threads, b->tokens,
            b->entries_per_token, b->slots, pool / 1e6, pool * (double)row_bytes / 1e9, read / 1e6,
-           read * (double)row_bytes / 1e9, ahead, median(ratios, rounds));
+           read * (double)row_bytes / 1e9, level, ahead, median(ratios, rounds));
     for (uint32_t i = 0; i < threads; i++) close_lane(&lanes[i]);
 }
 
@@ -292,7 +305,7 @@ int main(int argc, char **argv) {
     const mr_command_spec spec = {
         "bench_pool [options]",
         "Prints isa,element,width,row_bytes,table_mib,pages,threads,tokens,entries,slots,\n"
-        "pool_mrows_s,pool_gb_s,read_mrows_s,read_gb_s,read_ahead_rows,pool_to_read (medians).",
+        "pool_mrows_s,pool_gb_s,read_mrows_s,read_gb_s,read_prefetch,pool_to_read (medians).",
         options, 0, 0};
     int count;
     mr_err err = {{0}};

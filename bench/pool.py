@@ -11,7 +11,7 @@ import sys
 import record
 
 COLUMNS = ("isa,element,width,row_bytes,table_mib,pages,threads,tokens,entries,slots,pool_mrows_s,"
-           "pool_gb_s,read_mrows_s,read_gb_s,read_ahead_rows,pool_to_read").split(",")
+           "pool_gb_s,read_mrows_s,read_gb_s,read_prefetch,pool_to_read").split(",")
 # width of a row (a slice of it is a narrower row) and entries a token: v1 1.6B and 151M, v2 227M and
 # 1B/7B, a quarter of a 1.6B row
 SHAPES = [(1024, 84), (512, 84), (192, 32), (768, 128), (256, 84)]
