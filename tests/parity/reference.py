@@ -21,7 +21,7 @@ def silu(x):
 
 
 def gelu(x):
-    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return (0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))).astype(x.dtype)
 
 
 def softmax(x):
@@ -33,7 +33,7 @@ class NearTie(Exception):
     """Two candidates are too close for any fp32 engine to be held to a choice."""
 
 
-GAP = 1e-5  # relative distance of the last one in to the first one out
+GAP = 1e-4  # relative distance of the last one in to the first one out
 
 
 def top(scores, k):
@@ -58,7 +58,7 @@ def attention(x, w, prefix, config):
     if config["attention_layer_norm"]:
         q, k = norm(q, w[prefix + "q_norm.weight"], config), norm(k, w[prefix + "k_norm.weight"], config)
     angle = np.arange(t)[:, None] * config["rope_theta"] ** (-np.arange(0, hd, 2) / hd)
-    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    cos, sin = (m[:, None].astype(x.dtype) for m in (np.cos(angle), np.sin(angle)))
 
     def rope(m):
         a, c = m[..., :hd // 2], m[..., hd // 2:]
@@ -66,7 +66,7 @@ def attention(x, w, prefix, config):
 
     q, k = rope(q), rope(k)
     group = heads // kv
-    out = np.zeros((b, t, heads, hd))
+    out = np.zeros((b, t, heads, hd), x.dtype)
     for h in range(heads):
         s = q[:, :, h] @ k[:, :, h // group].transpose(0, 2, 1) / math.sqrt(hd)
         s = np.where(np.tril(np.ones((t, t), bool)), s, -np.inf)
@@ -135,7 +135,7 @@ def ultramem(f, w, m, config, layer, layers):
     assert n * n == slots * reach
     q = norm((f @ w[m + "query_proj.weight"].T).reshape(len(f), -1, 2, kdim), w[m + "query_norm.weight"], config)
     core_of = np.arange(vdim) // (vdim // len(cores))
-    out = np.zeros((len(f), slots, vdim))
+    out = np.zeros((len(f), slots, vdim), f.dtype)
     for t in range(len(f)):
         for h in range(head):
             s1, s2 = keys[h, 0] @ q[t, h // 2, 0], keys[h, 1] @ q[t, h // 2, 1]  # [n, R]
