@@ -137,6 +137,7 @@ static mr_status check_pkm(mr_geometry *g, uint32_t i, mr_err *err) {
     const uint64_t n = c->mem_knum, d = c->d_model, h = c->mem_head, kdim = c->mem_kdim;
     const mr_tensor *values;
     char name[128];
+    TRY(check_selection(l, i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(2 * h * n, kdim), err));
     TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.weight"), SHAPE(h * 2 * kdim, d), err));
     if (c->mem_query_bias)
@@ -152,6 +153,7 @@ static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
     const uint64_t v = c->mem_vdim;
     const mr_tensor *values;
     char name[128];
+    TRY(check_selection(&g->layers[i], i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(h, 2, n, kdim), err));
     TRY(need(g, NULL, FLOATS, MEM("query_proj.weight"), SHAPE(h * 2 * kdim, d), err));
     TRY(need(g, NULL, FLOATS, MEM("query_norm.weight"), SHAPE(kdim), err));
@@ -286,7 +288,6 @@ static mr_status check_memory(mr_geometry *g, uint32_t i, mr_err *err) {
                            .reach_rows = (uint64_t)c->mem_knum * c->mem_knum,
                            .slots = 1,
                            .slots_out = 1};
-    TRY(check_selection(l, i, err));
     switch (c->memory) {
     case MR_MEMORY_PKM: return check_pkm(g, i, err);
     case MR_MEMORY_PLUS: return check_plus(g, i, err);
