@@ -140,6 +140,7 @@ static void pool_rows(lane *self, uint32_t first, uint32_t count) {
                                .row = self->id + first,
                                .slot = b->slots > 1 ? self->slot + first : NULL,
                                .weight = self->weight,
+                               .weight_stride = count,
                                .slots = b->slots,
                                .core_columns = b->rows.columns};
     memset(self->acc, 0, acc_bytes);

@@ -47,6 +47,7 @@ static mr_status open_engine(mr_embedded *out, const mr_embedded_options *o, mr_
     }
     status = mr_engine_open(&out->engine, engine, err);
     if (status != MR_OK) mr_link_close(link);
+    else if (out->shard) mr_memshard_set_team(out->shard, mr_engine_team(out->engine));
     return status;
 }
 

@@ -36,6 +36,7 @@ typedef struct {
 
 struct mr_memshard {
     const mr_ops *ops;
+    mr_team *team; /* borrowed; NULL: the calling thread alone */
     mr_store_source source; /* with arrays of its own when made from a model */
     mr_store store;
     uint64_t bytes;
@@ -184,44 +185,86 @@ static mr_status resolve(request *q, const mr_memshard *shard, mr_err *err) {
 /* --- the arithmetic -----------------------------------------------------------------------------
  */
 
-static void pool(const request *q, const mr_ops *ops, const float *weight, void *sums) {
+/* Tokens are independent of each other, so a team may share them out. */
+typedef struct {
+    const request *q;
+    const mr_ops *ops;
+    const float *values; /* weights of a pool, x of dots */
+    void *out;
+} kernel_work;
+
+/* Entries of the tokens before this one. */
+static uint32_t entries_before(const request *q, uint32_t token) {
+    uint32_t entries = 0;
+    for (uint32_t t = 0; t < token; t++) entries += q->view.count[t];
+    return entries;
+}
+
+static void pool_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const kernel_work *w = context;
+    const request *q = w->q;
     const mr_wire_retrieve *f = q->view.fixed;
+    const uint32_t entry = entries_before(q, first), end = entries_before(q, first + count);
+    const size_t token_columns = (size_t)f->slots * q->cell->values.columns;
     const mr_pool_args args = {
         .rows = q->cell->values,
-        .tokens = f->tokens,
-        .entries = f->entries,
-        .count = q->view.count,
-        .row = q->view.row,
-        .slot = q->view.slot,
-        .weight = weight,
+        .tokens = count,
+        .entries = end - entry,
+        .count = q->view.count + first,
+        .row = q->view.row + entry,
+        .slot = q->view.slot ? q->view.slot + entry : NULL,
+        .weight = w->values + entry,
+        .weight_stride = f->entries,
         .slots = f->slots,
         .column_first = q->cell->span.column_first,
         .core_columns = q->core_columns,
         .core_first = f->core_first,
     };
-    memset(sums, 0, q->answer_bytes);
+    (void)member;
     if (f->accumulator_bits == 32)
-        ops->pool32(sums, &args);
+        w->ops->pool32((int32_t *)w->out + first * token_columns, &args);
     else
-        ops->pool64(sums, &args);
+        w->ops->pool64((int64_t *)w->out + first * token_columns, &args);
 }
 
-static void dots(const request *q, const mr_ops *ops, const float *x, int64_t *dot) {
-    const mr_wire_retrieve *f = q->view.fixed;
+static void dot_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const kernel_work *w = context;
+    const request *q = w->q;
+    const uint32_t entry = entries_before(q, first), end = entries_before(q, first + count);
     const mr_gate_args args = {
         .rows = q->cell->pre_values,
-        .tokens = f->tokens,
-        .entries = f->entries,
-        .count = q->view.count,
-        .row = q->view.row,
-        .x = x,
-        .x_stride = f->x_columns,
+        .tokens = count,
+        .entries = end - entry,
+        .count = q->view.count + first,
+        .row = q->view.row + entry,
+        .x = w->values + (size_t)first * q->view.fixed->x_columns,
+        .x_stride = q->view.fixed->x_columns,
     };
-    ops->gate_dot(dot, &args);
+    (void)member;
+    w->ops->gate_dot((int64_t *)w->out + entry, &args);
+}
+
+static void run_kernel(const mr_memshard *shard, mr_team_task task, kernel_work *work) {
+    const uint32_t tokens = work->q->view.fixed->tokens;
+    if (shard->team)
+        mr_team_run(shard->team, task, work, tokens);
+    else
+        task(work, 0, 0, tokens);
+}
+
+static void pool(const mr_memshard *shard, const request *q, const float *weight, void *sums) {
+    kernel_work work = {q, shard->ops, weight, sums};
+    memset(sums, 0, q->answer_bytes);
+    run_kernel(shard, pool_tokens, &work);
+}
+
+static void dots(const mr_memshard *shard, const request *q, const float *x, int64_t *dot) {
+    kernel_work work = {q, shard->ops, x, dot};
+    run_kernel(shard, dot_tokens, &work);
 }
 
 /* One trip: x gets its scale, the dots become gates, the gates and scores weights. */
-static mr_status gate(const request *q, const mr_ops *ops, void *memory, const float **out,
+static mr_status gate(const mr_memshard *shard, const request *q, void *memory, const float **out,
                       mr_err *err) {
     const mr_wire_retrieve *f = q->view.fixed;
     int64_t *dot = memory;
@@ -233,7 +276,7 @@ static mr_status gate(const request *q, const mr_ops *ops, void *memory, const f
             x[at] = mr_scale_exact(q->view.x[at], 62 - q->view.dot_exponent[t]);
     const mr_status status = check_norms(q, x, err);
     if (status != MR_OK) return status;
-    dots(q, ops, x, dot);
+    dots(shard, q, x, dot);
     uint32_t j = 0;
     for (uint32_t t = 0; t < f->tokens; t++)
         for (uint32_t end = j + q->view.count[t]; j < end; j++) {
@@ -303,7 +346,7 @@ static mr_status answer(mr_memshard *shard, const request *q, mr_link *reply, co
     mr_status status = MR_OK;
     if (f->mode == MR_RETRIEVE_GATED_POOL) {
         room = take_scratch(shard, scratch_bytes(f), err);
-        status = room ? gate(q, shard->ops, room->memory, &weight, err) : MR_ERR_NOMEM;
+        status = room ? gate(shard, q, room->memory, &weight, err) : MR_ERR_NOMEM;
     } else if (f->mode == MR_RETRIEVE_POOL) {
         status = check_sums(q, weight, err);
     } else if (f->mode == MR_RETRIEVE_DOT) {
@@ -320,9 +363,9 @@ static mr_status answer(mr_memshard *shard, const request *q, mr_link *reply, co
             if (f->mode == MR_RETRIEVE_GATHER)
                 gather(q, out);
             else if (f->mode == MR_RETRIEVE_DOT)
-                dots(q, shard->ops, q->view.x, out);
+                dots(shard, q, q->view.x, out);
             else
-                pool(q, shard->ops, weight, out);
+                pool(shard, q, weight, out);
             mr_link_end(reply);
         }
     }
@@ -457,6 +500,8 @@ void mr_memshard_close(mr_memshard *shard) {
     free(shard->tables);
     free(shard);
 }
+
+void mr_memshard_set_team(mr_memshard *shard, mr_team *team) { shard->team = team; }
 
 uint64_t mr_memshard_bytes(const mr_memshard *shard) {
     return shard->bytes;

@@ -11,6 +11,7 @@
 #ifndef MR_MEMSHARD_SERVE_H
 #define MR_MEMSHARD_SERVE_H
 #include "common/net/fabric.h"
+#include "common/ops/team.h"
 #include "memshard/store.h"
 
 typedef struct mr_memshard mr_memshard;
@@ -29,6 +30,10 @@ void mr_memshard_close(mr_memshard *shard); /* NULL is fine */
 /* What open would hold. */
 mr_status mr_memshard_plan(mr_store_plan *out, const mr_model *model, const mr_manifest *manifest,
                            mr_grid grid, uint32_t shard_index, uint32_t shard_count, mr_err *err);
+
+/* Lets handle share a request's tokens out over a team. Only for a shard reached over a loop link by
+ * the thread that owns the team; NULL ends it. Borrowed. */
+void mr_memshard_set_team(mr_memshard *shard, mr_team *team);
 
 void mr_memshard_handle(void *shard, mr_link *reply, const mr_frame *frame);
 

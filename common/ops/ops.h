@@ -34,7 +34,8 @@ typedef struct {
     const uint32_t *count; /* [tokens] entries of each token */
     const uint32_t *row;   /* [entries] global ids, checked by the caller to lie in rows */
     const uint8_t *slot;   /* [entries] < slots, or NULL: all 0 */
-    const float *weight;   /* [cores][entries] */
+    const float *weight;   /* [cores][weight_stride], the first `entries` of each core used */
+    size_t weight_stride;  /* >= entries: a part of a request points into the whole */
     uint32_t slots;
     uint32_t column_first; /* of the slice within a whole row */
     uint32_t core_columns; /* columns a core weighs: width / M */

@@ -14,7 +14,7 @@ static void ref_pool32(int32_t *acc, const mr_pool_args *a) {
             for (uint32_t c = 0; c < a->rows.columns; c++) {
                 const uint32_t core = (a->column_first + c) / a->core_columns - a->core_first;
                 const float value = mr_element_at(a->rows.data, a->rows.element, row + c);
-                const float product = a->weight[(size_t)core * a->entries + j] * value;
+                const float product = a->weight[core * a->weight_stride + j] * value;
                 out[c] = (int32_t)((uint32_t)out[c] + (uint32_t)(int32_t)lrintf(product));
             }
         }
@@ -30,7 +30,7 @@ static void ref_pool64(int64_t *acc, const mr_pool_args *a) {
             for (uint32_t c = 0; c < a->rows.columns; c++) {
                 const uint32_t core = (a->column_first + c) / a->core_columns - a->core_first;
                 const float value = mr_element_at(a->rows.data, a->rows.element, row + c);
-                const float product = a->weight[(size_t)core * a->entries + j] * value;
+                const float product = a->weight[core * a->weight_stride + j] * value;
                 out[c] = (int64_t)((uint64_t)out[c] + (uint64_t)llrintf(product));
             }
         }

@@ -68,7 +68,7 @@ static void check_pool(mr_element element, uint32_t columns, uint32_t column_fir
     for (uint32_t i = 0; i < cores * ENTRIES; i++)
         weight[i] = next_float() * (bits == 32 ? 0x1p24f : ldexpf(1, 4 + (int)below(54)));
     const mr_pool_args args = {t.rows, TOKENS, ENTRIES, count, row, slots > 1 ? slot : NULL, weight,
-                               slots, column_first, core_columns, core_first};
+                               ENTRIES, slots, column_first, core_columns, core_first};
     const size_t cells = (size_t)TOKENS * slots * columns;
     int64_t *want = calloc(cells, 8), *got = calloc(cells, 8);
     for (int b = 0; b < 2; b++) {

@@ -95,7 +95,7 @@ static inline void add64(int64_t *acc, const uint8_t *row, float weight, uint32_
                     const uint32_t core = (a->column_first + from) / a->core_columns;              \
                     uint32_t to = (core + 1) * a->core_columns - a->column_first;                  \
                     if (to > columns) to = columns;                                                \
-                    const float w = a->weight[(size_t)(core - a->core_first) * a->entries + j];    \
+                    const float w = a->weight[(core - a->core_first) * a->weight_stride + j];    \
                     if (element == MR_F32) ADD(out, row, w, from, to, MR_F32);                     \
                     else ADD(out, row, w, from, to, MR_BF16);                                      \
                     from = to;                                                                     \

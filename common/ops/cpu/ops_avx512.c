@@ -105,7 +105,7 @@ quad_add64(int64_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
             const uint32_t core = (a->column_first + from) / a->core_columns;                      \
             uint32_t to = (core + 1) * a->core_columns - a->column_first;                          \
             if (to > a->rows.columns) to = a->rows.columns;                                        \
-            ADD(acc, q, rows, (size_t)(core - a->core_first) * a->entries, from, to, element);     \
+            ADD(acc, q, rows, (core - a->core_first) * a->weight_stride, from, to, element);     \
             from = to;                                                                             \
         }                                                                                          \
     }
