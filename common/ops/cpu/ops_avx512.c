@@ -14,6 +14,12 @@
 
 enum { AHEAD_BYTES = 8192 };
 
+/* The first `left` of 16 lanes. */
+static inline __mmask16 lanes(uint32_t left) {
+    const uint32_t mask = left >= 16 ? 0xffffu : (1u << left) - 1u;
+    return (__mmask16)mask;
+}
+
 static inline __m512 load16(const uint8_t *at, mr_element element) {
     if (element == MR_F32) return _mm512_loadu_ps(at);
     const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)at);
@@ -62,7 +68,7 @@ quad_add32(int32_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
         _mm512_storeu_si512(acc + c, sum);
     }
     if (c < to) {
-        const __mmask16 mask = (__mmask16)((1u << (to - c)) - 1);
+        const __mmask16 mask = lanes(to - c);
         __m512i sum = _mm512_maskz_loadu_epi32(mask, acc + c);
         for (int i = 0; i < rows; i++)
             sum = _mm512_add_epi32(
@@ -79,8 +85,7 @@ quad_add64(int64_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
     __m512 w[4];
     for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
     for (uint32_t c = from; c < to; c += 16) {
-        const uint32_t left = to - c;
-        const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        const __mmask16 mask = lanes(to - c);
         const __mmask8 low = (__mmask8)mask, high = (__mmask8)(mask >> 8);
         __m512i sum0 = _mm512_maskz_loadu_epi64(low, acc + c);
         __m512i sum1 = _mm512_maskz_loadu_epi64(high, acc + c + 8);
@@ -169,8 +174,7 @@ static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
                 prefetch_row(row_at(&a->rows, a->row[j + ahead]), row_bytes);
             __m512i sum0 = _mm512_setzero_si512(), sum1 = sum0;
             for (uint32_t c = 0; c < a->rows.columns; c += 16) {
-                const uint32_t left = a->rows.columns - c;
-                const __mmask16 mask = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+                const __mmask16 mask = lanes(a->rows.columns - c);
                 const __m512 p = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c),
                                                load16_masked(row + c * size, a->rows.element, mask));
                 sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
@@ -249,8 +253,7 @@ static bool avx512_select(uint32_t *out_index, const float *score, uint32_t n, u
     __m512 threshold = _mm512_set1_ps(mr_select_threshold(scratch));
     __mmask16 nan = 0;
     for (uint32_t i = k; i < n; i += 16) {
-        const uint32_t left = n - i;
-        const __mmask16 in = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+        const __mmask16 in = lanes(n - i);
         const __m512 s = _mm512_maskz_loadu_ps(in, score + i);
         nan |= _mm512_mask_cmp_ps_mask(in, s, s, _CMP_UNORD_Q);
         unsigned better = _mm512_mask_cmp_ps_mask(in, s, threshold, _CMP_GT_OQ);
