@@ -80,15 +80,15 @@ static double total_weight(const distribution *d, const mr_wire_sequence *s,
 static uint32_t pick(mr_engine *e, const distribution *d, const mr_wire_sequence *s) {
     const uint32_t limit = s->top_k && s->top_k < d->vocab ? s->top_k : d->vocab;
     uint32_t *candidates = e->b.candidates;
-    uint32_t n = limit < 64 ? limit : 64;
-    double total = -1;
+    const bool cut = limit < d->vocab; /* top-k: its mass is known once all of it is ordered */
+    uint32_t n = cut || limit < 64 ? limit : 64;
+    double total = cut ? -1 : total_weight(d, s, NULL, d->vocab);
     bool enough;
     kept k;
     for (;;) { /* a short ordered list mostly suffices */
         e->ops->select(candidates, d->logits, d->vocab, n, e->b.select_scratch);
-        if (total < 0 && limit == d->vocab) total = total_weight(d, s, NULL, d->vocab);
-        if (n == limit && limit < d->vocab) total = total_weight(d, s, candidates, n);
-        k = filter(d, s, candidates, n, total < 0 ? INFINITY : total, &enough);
+        if (cut) total = total_weight(d, s, candidates, n);
+        k = filter(d, s, candidates, n, total, &enough);
         if (enough || n == limit) break;
         n = limit / 16 < n ? limit : n * 16;
     }
