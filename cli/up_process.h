@@ -2,8 +2,9 @@
  *
  * A child has a process group of its own, so that Ctrl-C reaches only us and we end the others in
  * order; and it is killed by the system when we die, so that none is left behind. Its output goes
- * to a log file in the run folder; it says that it is ready, and where, through a pipe. Threads:
- * the one thread of `memrack up`. Signals come as reads from a descriptor, never as handlers. */
+ * to a log file in the run folder; it says that it is ready, and where, through a pipe.
+ * Threads: the one thread of `memrack up`. Signals come as reads from a descriptor, never as
+ * handlers. */
 #ifndef MR_CLI_UP_PROCESS_H
 #define MR_CLI_UP_PROCESS_H
 #include "common/base/status.h"

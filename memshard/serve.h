@@ -3,11 +3,11 @@
  * mr_memshard_handle() is an mr_frame_handler: the serving threads of a memrack-memshard process
  * call it, and so does a loop link where the tables live in the engine's own process. A frame no
  * honest worker sends ends its link (REFUSE); one that does not fit the model, the grid or this
- * shard is answered with ERROR and a sentence. Threads: handle may run in any number of threads at
- * once, all running round-to-nearest-even with FTZ and DAZ off; the tables are immutable.
- * open/close from one thread. Memory: the answer is computed in the reply's own buffer. Gated
- * pooling needs room for x, dots and weights: a few scratch areas grow to the largest request and
- * are kept. */
+ * shard is answered with ERROR and a sentence.
+ * Threads: handle may run in any number of threads at once, all running round-to-nearest-even with
+ * FTZ and DAZ off; the tables are immutable. open/close from one thread.
+ * Memory: the answer is computed in the reply's own buffer. Gated pooling needs room for x, dots
+ * and weights: a few scratch areas grow to the largest request and are kept. */
 #ifndef MR_MEMSHARD_SERVE_H
 #define MR_MEMSHARD_SERVE_H
 #include "common/net/fabric.h"
@@ -31,8 +31,8 @@ void mr_memshard_close(mr_memshard *shard); /* NULL is fine */
 mr_status mr_memshard_plan(mr_store_plan *out, const mr_model *model, const mr_manifest *manifest,
                            mr_grid grid, uint32_t shard_index, uint32_t shard_count, mr_err *err);
 
-/* Lets handle share a request's tokens out over a team. Only for a shard reached over a loop link by
- * the thread that owns the team; NULL ends it. Borrowed. */
+/* Lets handle share a request's tokens out over a team. Only for a shard reached over a loop link
+ * by the thread that owns the team; NULL ends it. Borrowed. */
 void mr_memshard_set_team(mr_memshard *shard, mr_team *team);
 
 void mr_memshard_handle(void *shard, mr_link *reply, const mr_frame *frame);

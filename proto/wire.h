@@ -5,8 +5,8 @@
  * Never a pointer, never a length that is not checked against payload_bytes before it is used:
  * common/net/frames.h holds the checkers, which every receiver calls, in release builds too.
  *
- * Shapes are written [a][b] row-major. Arrays follow their struct directly, in the order given, each
- * starting at a multiple of its element size or padded to 8 bytes where "pad8" is written. */
+ * Shapes are written [a][b] row-major. Arrays follow their struct directly, in the order given,
+ * each starting at a multiple of its element size or padded to 8 bytes where "pad8" is written. */
 #ifndef MR_PROTO_WIRE_H
 #define MR_PROTO_WIRE_H
 #include <stdint.h>
@@ -25,7 +25,7 @@ typedef enum {
     MR_FRAME_REFUSE = 3, /* payload: one sentence; the sender closes */
     MR_FRAME_PING = 4,   /* empty; answered by PONG with the same request */
     MR_FRAME_PONG = 5,
-    MR_FRAME_ERROR = 6, /* payload: one sentence; status says which mr_status; answers one request */
+    MR_FRAME_ERROR = 6, /* payload: one sentence; status is the mr_status; answers one request */
 
     MR_FRAME_RETRIEVE = 16, /* worker -> memshard: mr_wire_retrieve */
     MR_FRAME_POOLED = 17,   /* i32 or i64 [tokens][slots][columns of the cell] */

@@ -1,13 +1,13 @@
 /* fabric.h - frames between peers: one link type, two homes.
- *
  *   stream (fabric_stream.c): TCP, Unix sockets and socket pairs; non-blocking, many frames a read
  *                             and a write.
  *   loop   (fabric_loop.c):   in this process: flushing runs the other side's handler at once, in
  *                             the caller's thread. No system call, no hand-off.
  *
- * A link carries frames both ways. Sending is begin (room for a payload in the output buffer), fill,
- * end, then flush; receiving hands out frames that lie in the input buffer. Nothing here blocks
- * except mr_link_connect and mr_links_wait, and both take a deadline.
+ *
+ * A link carries frames both ways. Sending is begin (room for a payload in the output buffer),
+ * fill, end, then flush; receiving hands out frames that lie in the input buffer. Nothing here
+ * blocks except mr_link_connect and mr_links_wait, and both take a deadline.
  * Threads: a link belongs to one thread at a time.
  * Memory: the buffers grow to MR_MAX_LINK_BACKLOG_BYTES at most and are kept, so that a warm link
  * allocates nothing. */
@@ -55,8 +55,8 @@ const char *mr_link_peer(const mr_link *link);
 uint64_t mr_link_bytes_sent(const mr_link *link);
 uint64_t mr_link_bytes_received(const mr_link *link);
 
-/* Waits until one of the links can be received from or written on, or the deadline. NULL entries are
- * skipped. MR_ERR_TIMEOUT at the deadline. */
+/* Waits until one of the links can be received from or written on, or the deadline. NULL entries
+ * are skipped. MR_ERR_TIMEOUT at the deadline. */
 mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns);
 
 /* Convenience for a short answer: begin, copy, end. Drops the frame when the backlog is full. */

@@ -1,12 +1,13 @@
 /* frames.h - checks of every frame of proto/wire.h, and views into those that are good.
  *
  * Every receiver calls these before it reads a payload, in release builds too. A check proves that
- * all counts fit the bytes that came (64-bit, overflow checked), that reserved bits are zero, modes
- * are known and numbers finite; what depends on a model (rows of a cell, cores, vocabulary) is
- * checked by the one who has the model. Senders lay their payloads out with the same functions, so
- * that the two sides cannot disagree about an offset.
- * A refusal is MR_ERR_FORMAT, MR_ERR_RANGE, MR_ERR_LIMIT or MR_ERR_UNSUPPORTED and one sentence.
- * Threads: pure functions. Memory: views borrow from the payload. */
+ * all counts fit the bytes that came (64-bit, overflow checked), that reserved bits are zero,
+ * modes are known and numbers finite; what depends on a model (rows of a cell, cores, vocabulary)
+ * is checked by the one who has the model. Senders lay their payloads out with the same functions,
+ * so that the two sides cannot disagree about an offset. A refusal is MR_ERR_FORMAT, MR_ERR_RANGE,
+ * MR_ERR_LIMIT or MR_ERR_UNSUPPORTED and one sentence.
+ * Threads: pure functions.
+ * Memory: views borrow from the payload. */
 #ifndef MR_NET_FRAMES_H
 #define MR_NET_FRAMES_H
 #include "common/net/fabric.h"

@@ -1,8 +1,9 @@
 /* process.h - how the processes of a cluster begin, say that they are ready, and end.
  *
  * SIGTERM, SIGINT and SIGHUP end a process at once while it is still opening things: nothing is
- * lost. Once it is ready they are passed to mr_process_wait() through a pipe, and it ends in order.
- * A broken pipe is an error to handle, not a death. Threads: the main thread. */
+ * lost. Once it is ready they are passed to mr_process_wait() through a pipe, and it ends in
+ * order. A broken pipe is an error to handle, not a death.
+ * Threads: the main thread. */
 #ifndef MR_NET_PROCESS_H
 #define MR_NET_PROCESS_H
 #include "common/base/status.h"

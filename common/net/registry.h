@@ -6,7 +6,8 @@
  *    "workers": [...], "coordinators": [...]}
  *
  * Ids count from 0 without gaps, in any order; an address may appear once. Unknown keys are
- * refused: a misspelt one would otherwise be a member that nobody finds. Threads: plain values.
+ * refused: a misspelt one would otherwise be a member that nobody finds.
+ * Threads: plain values.
  * Memory: all owned; mr_registry_free. */
 #ifndef MR_NET_REGISTRY_H
 #define MR_NET_REGISTRY_H

@@ -1,12 +1,13 @@
-/* server.h - the listening side of the data plane: threads that accept links, open sessions and hand
- * frames to a handler. Used by memshard (N threads) and worker (one thread beside the step thread).
+/* server.h - the listening side of the data plane: threads that accept links, open sessions and
+ * hand frames to a handler. Used by memshard (N threads) and worker (one thread beside the step
+ * thread).
  *
- * A peer that sends garbage gets REFUSE with a sentence, one logged line and a closed link; the other
- * links do not notice. A peer that does not read its answers is not read from either once 4 MiB wait
- * for it, and dropped when they have waited 30 seconds.
- * Threads: each serving thread has its own epoll set and its own links; the callbacks are called in
- * that thread and must be safe to run in several at once. open/close from one thread; mr_server_wake
- * from any. */
+ * A peer that sends garbage gets REFUSE with a sentence, one logged line and a closed link; the
+ * other links do not notice. A peer that does not read its answers is not read from either once 4
+ * MiB wait for it, and dropped when they have waited 30 seconds.
+ * Threads: each serving thread has its own epoll set and its own links; the callbacks are called
+ * in that thread and must be safe to run in several at once. open/close from one thread;
+ * mr_server_wake from any. */
 #ifndef MR_NET_SERVER_H
 #define MR_NET_SERVER_H
 #include "common/net/fabric.h"
@@ -22,8 +23,8 @@ typedef struct {
     uint32_t welcome_tail_bytes;
     uint32_t cell_count, grid_rows, grid_columns; /* for mr_wire_welcome */
     mr_frame_handler handler;                     /* frames after the session is open */
-    /* Optional: after mr_server_wake, and whenever a link has room for more answers: begins and ends
-     * those that were made outside the handler (not flushed). */
+    /* Optional: after mr_server_wake, and whenever a link has room for more answers: begins and
+     * ends those that were made outside the handler (not flushed). */
     void (*writable)(void *context, mr_link *link);
     void (*link_closed)(void *context, mr_link *link); /* optional; of open sessions, before the
                                                         * link is freed */
