@@ -73,8 +73,7 @@ static int parse(settings *s, int argc, char **argv) {
     return mr_cli_parse(&spec, argc, argv, &s->model, &count);
 }
 
-/* --- before anything starts ---------------------------------------------------------------------
- */
+/* --- before anything starts ------------------------------------------------------------------- */
 
 /* All or nothing: every shard's split and their sum are checked before the first process starts. */
 static mr_status plan_shards(cluster *c, mr_err *err) {
@@ -143,8 +142,7 @@ static mr_status prepare(cluster *c, mr_err *err) {
     return mr_signals_open(&c->signals, err);
 }
 
-/* --- starting -----------------------------------------------------------------------------------
- */
+/* --- starting --------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *items[MR_CHILD_ARGUMENTS_MAX + 1];
@@ -240,8 +238,7 @@ static mr_status start_all(cluster *c, mr_err *err) {
     return status == MR_OK ? save_registry(c, err) : status;
 }
 
-/* --- showing ------------------------------------------------------------------------------------
- */
+/* --- showing ---------------------------------------------------------------------------------- */
 
 /* "cells 0 2 4 .. 8 of 2x5": a shard's cells are evenly spaced. */
 static void describe_cells(const cluster *c, uint32_t shard, char *out, size_t room) {
@@ -278,8 +275,7 @@ static void show(const cluster *c) {
     fflush(stdout);
 }
 
-/* --- watching -----------------------------------------------------------------------------------
- */
+/* --- watching --------------------------------------------------------------------------------- */
 
 static void report_death(const mr_child *child, pid_t pid) {
     char how[128];
@@ -307,8 +303,7 @@ static mr_status watch(cluster *c, mr_err *err) {
     }
 }
 
-/* --- ending -------------------------------------------------------------------------------------
- */
+/* --- ending ----------------------------------------------------------------------------------- */
 
 static void remove_folder(const char *folder) {
     DIR *dir = opendir(folder);

@@ -58,8 +58,7 @@ int mr_signals_wait(int signals, int64_t deadline_ns) {
     }
 }
 
-/* --- starting -----------------------------------------------------------------------------------
- */
+/* --- starting --------------------------------------------------------------------------------- */
 
 /* In the child: only calls that are safe between fork and exec. */
 static void become(char *const *arguments, pid_t parent, int log, int ready) {
@@ -120,8 +119,7 @@ close_log:
     return status;
 }
 
-/* --- waiting ------------------------------------------------------------------------------------
- */
+/* --- waiting ---------------------------------------------------------------------------------- */
 
 /* Its address ends with a line break. */
 static void read_ready(mr_child *c) {
@@ -202,8 +200,7 @@ mr_status mr_children_wait_ready(mr_child *children, uint32_t count, int signals
     return MR_OK;
 }
 
-/* --- ending -------------------------------------------------------------------------------------
- */
+/* --- ending ----------------------------------------------------------------------------------- */
 
 void mr_child_print_log_tail(const mr_child *child, int lines) {
     char tail[LOG_TAIL_BYTES + 1];

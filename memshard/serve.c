@@ -58,8 +58,7 @@ typedef struct {
     uint32_t answer_bytes;
 } request;
 
-/* --- does it fit? -------------------------------------------------------------------------------
- */
+/* --- does it fit? ----------------------------------------------------------------------------- */
 
 static mr_status check_pool(const request *q, mr_err *err) {
     const mr_wire_retrieve *f = q->view.fixed;
@@ -182,8 +181,7 @@ static mr_status resolve(request *q, const mr_memshard *shard, mr_err *err) {
     return status;
 }
 
-/* --- the arithmetic -----------------------------------------------------------------------------
- */
+/* --- the arithmetic --------------------------------------------------------------------------- */
 
 /* Tokens are independent of each other, so a team may share them out. */
 typedef struct {
@@ -303,8 +301,7 @@ static void gather(const request *q, uint8_t *out) {
     }
 }
 
-/* --- scratch ------------------------------------------------------------------------------------
- */
+/* --- scratch ---------------------------------------------------------------------------------- */
 
 /* As many serving threads as scratches never wait here. */
 static scratch *take_scratch(mr_memshard *shard, size_t bytes, mr_err *err) {
@@ -334,8 +331,7 @@ static size_t scratch_bytes(const mr_wire_retrieve *f) {
            ((size_t)f->tokens * f->x_columns + (size_t)f->cores * f->entries) * sizeof(float);
 }
 
-/* --- frames -------------------------------------------------------------------------------------
- */
+/* --- frames ----------------------------------------------------------------------------------- */
 
 /* Everything that may be refused is done before the answer is begun. */
 static mr_status answer(mr_memshard *shard, const request *q, mr_link *reply, const mr_frame *frame,
@@ -408,8 +404,7 @@ void mr_memshard_handle(void *context, mr_link *reply, const mr_frame *frame) {
     mr_link_send_error(reply, header->request, status, err.text);
 }
 
-/* --- open and close -----------------------------------------------------------------------------
- */
+/* --- open and close --------------------------------------------------------------------------- */
 
 static mr_status map_tensor(const void *context, mr_mapping *out, uint32_t table, bool pre_values,
                             uint64_t first, uint64_t bytes, mr_err *err) {

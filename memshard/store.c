@@ -29,8 +29,7 @@ mr_cell_span mr_cell_span_of(const mr_table_shape *table, mr_grid grid, uint32_t
     };
 }
 
-/* --- one side (values or pre-values) of one cell ------------------------------------------------
- */
+/* --- one side (values or pre-values) of one cell ---------------------------------------------- */
 
 typedef struct {
     uint32_t table;
@@ -144,8 +143,7 @@ static mr_status open_side(mr_cell *cell, const mr_store_source *source, const s
     return status;
 }
 
-/* --- the store ---------------------------------------------------------------------------------
- */
+/* --- the store -------------------------------------------------------------------------------- */
 
 static mr_status check_split(mr_grid grid, uint32_t index, uint32_t count, mr_err *err) {
     const uint64_t cells = (uint64_t)grid.row_groups * grid.width_slices;
@@ -241,8 +239,7 @@ const mr_cell *mr_store_cell(const mr_store *store, uint32_t table, uint32_t cel
     return at < store->cell_count ? &store->cells[(size_t)table * store->cell_count + at] : NULL;
 }
 
-/* --- memory -------------------------------------------------------------------------------------
- */
+/* --- memory ----------------------------------------------------------------------------------- */
 
 /* The number behind `key` in a file of "key number" lines; key "": the file is one number. */
 static bool read_number(const char *path, const char *key, uint64_t *out) {

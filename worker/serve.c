@@ -67,8 +67,7 @@ struct mr_worker {
     uint8_t *answer_payload; /* MR_MAX_FRAME_BYTES */
 };
 
-/* --- clients (lock held) ------------------------------------------------------------------------
- */
+/* --- clients (lock held) ---------------------------------------------------------------------- */
 
 static client *find_number(mr_worker *w, uint64_t number) {
     for (uint32_t i = 0; i < w->client_count; i++)
@@ -111,8 +110,7 @@ static void put_parcel(client *c, const parcel *p, const uint8_t *payload) {
     c->used += bytes;
 }
 
-/* --- the step thread ----------------------------------------------------------------------------
- */
+/* --- the step thread -------------------------------------------------------------------------- */
 
 /* Until now + LOOK_EVERY_MS; the caller looks again at what it waits for. */
 static void wait_a_little(mr_worker *w) {
@@ -199,8 +197,7 @@ static void *run_steps(void *argument) {
     return NULL;
 }
 
-/* --- the serving thread -------------------------------------------------------------------------
- */
+/* --- the serving thread ----------------------------------------------------------------------- */
 
 static mr_status queue_step(mr_worker *w, mr_link *link, const mr_frame *frame, mr_err *err) {
     const mr_wire_header *h = frame->header;
@@ -280,8 +277,7 @@ static void forget_client(void *context, mr_link *link) {
     pthread_mutex_unlock(&w->lock);
 }
 
-/* --- open and close -----------------------------------------------------------------------------
- */
+/* --- open and close --------------------------------------------------------------------------- */
 
 static void init_lock(mr_worker *w) {
     pthread_condattr_t attributes;

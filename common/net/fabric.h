@@ -1,9 +1,9 @@
 /* fabric.h - frames between peers: one link type, two homes.
+ *
  *   stream (fabric_stream.c): TCP, Unix sockets and socket pairs; non-blocking, many frames a read
  *                             and a write.
  *   loop   (fabric_loop.c):   in this process: flushing runs the other side's handler at once, in
  *                             the caller's thread. No system call, no hand-off.
- *
  *
  * A link carries frames both ways. Sending is begin (room for a payload in the output buffer),
  * fill, end, then flush; receiving hands out frames that lie in the input buffer. Nothing here

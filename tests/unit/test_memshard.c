@@ -106,8 +106,7 @@ static int make_world(void **state) {
     return 0;
 }
 
-/* --- what must come out, by plain loops ----------------------------------------------------------
- */
+/* --- what must come out, by plain loops ------------------------------------------------------- */
 
 static float value_at(uint32_t table, uint32_t row, uint32_t column) {
     return table ? mr_bf16_to_f32(w.values1[row * WIDTH2 + column])
@@ -146,8 +145,7 @@ static void expected_sums(uint32_t layer, int64_t *sums) {
             }
 }
 
-/* --- asking -------------------------------------------------------------------------------------
- */
+/* --- asking ----------------------------------------------------------------------------------- */
 
 typedef struct {
     uint32_t layer; /* whose weights are sent, whatever fixed claims */
@@ -247,8 +245,7 @@ static mr_frame ask(mr_link *link, const question *q) {
     return frame;
 }
 
-/* --- the same bits from every grid ---------------------------------------------------------------
- */
+/* --- the same bits from every grid ------------------------------------------------------------ */
 
 static void add_pooled(const mr_frame *frame, const question *q, int64_t *sums) {
     const mr_memory_layer *l = &w.layers[q->fixed.layer];
@@ -335,8 +332,7 @@ static void test_every_grid_gives_the_same_bits(void **state) {
     w.source.context = NULL;
 }
 
-/* --- refusals ------------------------------------------------------------------------------------
- */
+/* --- refusals --------------------------------------------------------------------------------- */
 
 static void expect_error(mr_link *link, const question *q, mr_status status, const char *why) {
     mr_retrieve_layout to;

@@ -185,8 +185,7 @@ static void check_step(mr_link *link, uint64_t request, uint64_t id) {
     assert_int_equal(sampled, 1);
 }
 
-/* --- embedded -----------------------------------------------------------------------------------
- */
+/* --- embedded --------------------------------------------------------------------------------- */
 
 typedef struct {
     mr_link *link;
@@ -229,8 +228,7 @@ static void test_embedded(void **state) {
     }
 }
 
-/* --- listening ----------------------------------------------------------------------------------
- */
+/* --- listening -------------------------------------------------------------------------------- */
 
 static mr_link *open_link(const mr_worker *worker) {
     mr_link *link;
