@@ -145,6 +145,13 @@ static uint32_t memory_layers(const mr_shape *shape) {
     return count;
 }
 
+/* No more rows than there are keys on a side. */
+static void limit_knn(mr_shape *shape) {
+    uint64_t rows;
+    const uint32_t keys = keys_per_side(shape, memory_layers(shape), &rows);
+    if (shape->memory != MR_MEMORY_NONE && keys > 0 && shape->knn > keys) shape->knn = keys;
+}
+
 void mr_shape_set_width(mr_shape *shape, uint32_t d_model, uint32_t heads) {
     const double factor = (double)d_model / shape->d_model;
     const uint32_t head_dim = shape->d_model / shape->heads;
@@ -172,15 +179,16 @@ void mr_shape_scale(mr_shape *shape, double factor) {
     if (shape->memory != MR_MEMORY_PKM && shape->memory != MR_MEMORY_PLUS)
         shape->vdim = scaled(shape->vdim, widths, 16);
     shape->pre_vdim = scaled(shape->pre_vdim, widths, 16);
-    uint64_t rows;
-    const uint32_t keys = keys_per_side(shape, memory_layers(shape), &rows);
-    if (shape->memory != MR_MEMORY_NONE && keys > 0 && shape->knn > keys) shape->knn = keys;
+    limit_knn(shape);
 }
 
 void mr_shape_set_layers(mr_shape *shape, uint32_t layers) {
     const uint32_t before = shape->layers;
     shape->layers = layers;
-    if (shape->memory == MR_MEMORY_NONE || strcmp(shape->insertions, "full") == 0) return;
+    if (shape->memory == MR_MEMORY_NONE || strcmp(shape->insertions, "full") == 0) {
+        limit_knn(shape); /* fewer layers share a smaller ring */
+        return;
+    }
     char text[MR_INSERTION_TEXT_BYTES] = "";
     size_t used = 0;
     int64_t last = -1; /* a pair that starts at or before the end of the last one would end it */

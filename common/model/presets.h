@@ -34,7 +34,8 @@ mr_status mr_preset_find(mr_shape *out, const char *name, mr_err *err);
 /* Multiplies the widths (d_model by whole heads, mlp, keys and values) and knum by factor; layers,
  * vocabulary, knn and heads of the memory stay. knn shrinks only where fewer keys are left. */
 void mr_shape_scale(mr_shape *shape, double factor);
-/* Sets the number of layers and moves the insertions with them; pairs that would be lost go. */
+/* Sets the number of layers and moves the insertions with them; pairs that would be lost go, and
+ * knn shrinks where the shared ring of v2 becomes too small. */
 void mr_shape_set_layers(mr_shape *shape, uint32_t layers);
 /* Sets d_model and, in proportion, the widths that follow from it (mlp; values of pkm,
  * memory_plus). heads: 0 keeps the size of a head where that divides, else the number of heads. */
