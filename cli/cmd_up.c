@@ -285,6 +285,14 @@ static void report_death(const mr_child *child, pid_t pid) {
     mr_child_print_log_tail(child, LOG_LINES);
 }
 
+/* The worker keeps trying the address: whoever listens there again with the same cells is taken. */
+static void show_restart(const cluster *c, uint32_t shard) {
+    fprintf(stderr,
+            "memrack up: the others go on; requests fail until it is started again:\n"
+            "%s/memrack-memshard --model %s --grid %s --index %u --of %u --listen %s\n",
+            c->programs, c->s.model, c->grid, shard, c->shard_count, c->children[shard].address);
+}
+
 /* Until we are asked to end (MR_OK), or the cluster has lost what it cannot do without. */
 static mr_status watch(cluster *c, mr_err *err) {
     pid_t pids[MR_MAX_MEMSHARDS + 2];
@@ -298,7 +306,7 @@ static mr_status watch(cluster *c, mr_err *err) {
             if (index >= c->shard_count)
                 return mr_fail(err, MR_ERR_UNAVAILABLE, "the %s is gone: ending the others",
                                dead->role);
-            fprintf(stderr, "memrack up: the others go on; requests fail until it is back\n");
+            show_restart(c, index);
         }
     }
 }
