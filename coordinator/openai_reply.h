@@ -1,0 +1,44 @@
+/* openai_reply.h - answers of the OpenAI-shaped endpoints as JSON text. Pure.
+ *
+ * Texts handed in are valid UTF-8 (mr_stream sees to it). A token that is not, by itself, is named
+ * as OpenAI names it: bytes:\xe2\x80. A logarithm that is minus infinity is written -9999. */
+#ifndef MR_COORDINATOR_OPENAI_REPLY_H
+#define MR_COORDINATOR_OPENAI_REPLY_H
+#include "coordinator/openai.h"
+
+/* What all chunks of one answer begin with. */
+typedef struct {
+    const mr_served *served;
+    char id[40]; /* "cmpl-..." or "chatcmpl-..." */
+    int64_t created;
+    bool is_chat, is_stream, include_usage, logprobs;
+} mr_reply_head;
+
+void mr_reply_head_init(mr_reply_head *out, const mr_served *served, const mr_api_call *call);
+
+/* One finished answer of a request that is not streamed. */
+typedef struct {
+    mr_text text;
+    mr_token_entry *entries;
+    uint32_t entry_count, entry_room;
+    mr_finish finish;
+} mr_reply_answer;
+
+void mr_reply_whole(mr_text *out, const mr_reply_head *head, const mr_reply_answer *answers,
+                    uint32_t count, uint64_t prompt_tokens, uint64_t generated_tokens);
+
+/* Chunks of a stream, each one "data: {...}\n\n". */
+void mr_reply_role(mr_text *out, const mr_reply_head *head, uint32_t answer); /* chat's first */
+void mr_reply_part(mr_text *out, const mr_reply_head *head, uint32_t answer, const char *text,
+                   size_t bytes, const mr_token_entry *entries, uint32_t entry_count,
+                   mr_finish finish);
+void mr_reply_usage(mr_text *out, const mr_reply_head *head, uint64_t prompt_tokens,
+                    uint64_t generated_tokens);
+
+void mr_reply_error(mr_text *out, const mr_api_error *error); /* {"error": {...}} */
+void mr_reply_models(mr_text *out, const mr_served *served, bool only_one);
+
+/* A JSON string with its quotes. */
+void mr_reply_string(mr_text *out, const char *text, size_t bytes);
+
+#endif
