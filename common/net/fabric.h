@@ -45,7 +45,8 @@ void *mr_link_begin(mr_link *link, const mr_wire_header *header, uint32_t payloa
 void mr_link_end(mr_link *link);
 mr_status mr_link_flush(mr_link *link, mr_err *err); /* MR_ERR_AGAIN: some is left to write */
 
-/* MR_ERR_AGAIN: no whole frame yet. Any other failure is final for the link. The frame is borrowed
+/* MR_ERR_AGAIN: no whole frame yet (bytes that came since the last read may be seen by the next
+ * call only: mr_links_wait tells). Any other failure is final for the link. The frame is borrowed
  * until the next receive; on a loop link until the next flush, too. */
 mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err);
 

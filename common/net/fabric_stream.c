@@ -41,9 +41,15 @@ static mr_status stream_fill(mr_link *link, size_t missing, mr_err *err) {
     const size_t wanted = missing < READ_BYTES_MIN ? missing : READ_BYTES_MIN;
     if (in->room - in->tail < wanted && !mr_queue_reserve(in, READ_BYTES_MIN, INPUT_BYTES_MAX))
         return mr_fail(err, MR_ERR_NOMEM, "no memory for its frame");
+    if (link->is_drained) { /* asking again at once would only cost a system call */
+        link->is_drained = false;
+        return MR_ERR_AGAIN;
+    }
     for (;;) {
-        const ssize_t got = recv(link->fd, in->data + in->tail, in->room - in->tail, MSG_DONTWAIT);
+        const size_t room = in->room - in->tail;
+        const ssize_t got = recv(link->fd, in->data + in->tail, room, MSG_DONTWAIT);
         if (got > 0) {
+            link->is_drained = (size_t)got < room;
             link->bytes_received += (uint64_t)got;
             in->tail += (size_t)got;
             return MR_OK;

@@ -28,6 +28,7 @@ struct mr_link {
     uint16_t version;     /* of the session; 0 before it is open */
     uint32_t payload_max; /* a server lowers it until the session is open */
     bool is_refused;      /* REFUSE was queued: close once it is written */
+    bool is_drained;      /* stream: the last read left the socket empty */
     mr_queue out, in;
     mr_queue *input;              /* &in, or the twin's out */
     size_t handed;                /* bytes at the head of input that the last receive handed out */

@@ -118,6 +118,8 @@ static void test_answers_and_pings(void **state) {
     ask(b, 1, 8);
     mr_server_close(server);
     assert_int_equal(atomic_load(&c.closed), 2);
+    assert_int_equal(mr_link_receive(b, &frame, &err), MR_ERR_AGAIN); /* nothing was left */
+    assert_int_equal(mr_links_wait(&b, 1, after_ms(2000)), MR_OK);
     assert_int_equal(mr_link_receive(b, &frame, &err), MR_ERR_UNAVAILABLE);
     mr_link_close(b);
 }
