@@ -1,9 +1,9 @@
 /* ops_avx512.c - the kernels for AVX-512 (F, BW, DQ, VL). Built with those flags for this file only
  * and reached through mr_ops_find(), so that the program starts on any x86-64.
  *
- * pool: rows are far apart in memory, so the work is to keep many cache lines on their way. Entries are
- *   taken four at a time (the sum stays in registers, the accumulator is touched once for four rows)
- *   while the rows a few entries ahead are prefetched.
+ * pool: rows are far apart in memory, so the work is to keep many cache lines on their way. Entries of
+ *   one slot are taken four at a time (the sum stays in registers, the accumulator is touched once for
+ *   four rows), and for every line that is added one line of a later row is asked for.
  * gemm: 8 rows x 32 columns of y in 16 registers, one fused multiply-add chain over all of K; for one
  *   row, four panels side by side give eight independent chains. */
 #include "common/ops/cpu/backends.h"
@@ -11,8 +11,6 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #include <math.h>
-
-enum { AHEAD_BYTES = 8192 };
 
 /* The first `left` of 16 lanes. */
 static inline __mmask16 lanes(uint32_t left) {
@@ -32,25 +30,34 @@ static inline __m512 load16_masked(const uint8_t *at, mr_element element, __mmas
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-static inline void prefetch_row(const uint8_t *row, size_t bytes) {
-    for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const char *)row + b, _MM_HINT_T0);
-}
-
 static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
     return (const uint8_t *)r->data + (row - r->row_first) * r->stride * mr_element_bytes(r->element);
 }
 
-/* Entries whose rows are asked for ahead of their use. */
-static inline uint32_t entries_ahead(const mr_rows *r) {
-    const size_t bytes = (size_t)r->columns * mr_element_bytes(r->element);
-    const size_t ahead = bytes ? AHEAD_BYTES / bytes : 0;
-    return ahead < 4 ? 4 : ahead > 64 ? 64 : (uint32_t)ahead;
+/* Entries between asking for a row and using it: enough lines on their way to cover memory's latency,
+ * few enough to stay in the second-level cache. Of 4 to 24 and both cache levels, 12 rows into the
+ * second level came out best for rows of 384 to 2048 bytes (bench/pool.c, Zen 4). */
+enum { AHEAD = 12 };
+
+static inline void prefetch_row(const uint8_t *row, size_t bytes) {
+    for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const char *)row + b, _MM_HINT_T1);
 }
 
 typedef struct {
-    const uint8_t *row[4];
-    const float *weight[4]; /* [core * entries] */
+    const uint8_t *row[4], *next[4]; /* to add, and to ask for meanwhile */
+    const float *weight[4];          /* [core * weight_stride] */
 } quad;
+
+/* 32 bf16 as two vectors of floats: the even elements and the odd ones. */
+static inline void split_bf16(const uint8_t *at, __m512 *even, __m512 *odd) {
+    const __m512i pairs = _mm512_loadu_si512(at);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+static inline __m512i product32(__m512 w, __m512 v) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(w, v));
+}
 
 /* acc[c] += sum over `rows` rows, for columns [from, to) that one core weighs. */
 static inline __attribute__((always_inline)) void
@@ -60,20 +67,39 @@ quad_add32(int32_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
     __m512 w[4];
     for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
     uint32_t c = from;
+    if (element == MR_BF16) {
+        const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        const __m512i high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+        for (; c + 32 <= to; c += 32) { /* a cache line of each row */
+            __m512i even = _mm512_setzero_si512(), odd = even;
+            for (int i = 0; i < rows; i++) {
+                __m512 a, b;
+                _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+                split_bf16(q->row[i] + c * size, &a, &b);
+                even = _mm512_add_epi32(even, product32(w[i], a));
+                odd = _mm512_add_epi32(odd, product32(w[i], b));
+            }
+            const __m512i first = _mm512_permutex2var_epi32(even, low, odd);
+            const __m512i second = _mm512_permutex2var_epi32(even, high, odd);
+            _mm512_storeu_si512(acc + c, _mm512_add_epi32(_mm512_loadu_si512(acc + c), first));
+            _mm512_storeu_si512(acc + c + 16, _mm512_add_epi32(_mm512_loadu_si512(acc + c + 16), second));
+        }
+    }
     for (; c + 16 <= to; c += 16) {
         __m512i sum = _mm512_loadu_si512(acc + c);
-        for (int i = 0; i < rows; i++)
-            sum = _mm512_add_epi32(
-                sum, _mm512_cvtps_epi32(_mm512_mul_ps(w[i], load16(q->row[i] + c * size, element))));
+        for (int i = 0; i < rows; i++) {
+            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            sum = _mm512_add_epi32(sum, product32(w[i], load16(q->row[i] + c * size, element)));
+        }
         _mm512_storeu_si512(acc + c, sum);
     }
     if (c < to) {
         const __mmask16 mask = lanes(to - c);
         __m512i sum = _mm512_maskz_loadu_epi32(mask, acc + c);
-        for (int i = 0; i < rows; i++)
-            sum = _mm512_add_epi32(
-                sum, _mm512_cvtps_epi32(_mm512_mul_ps(
-                         w[i], load16_masked(q->row[i] + c * size, element, mask))));
+        for (int i = 0; i < rows; i++) {
+            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            sum = _mm512_add_epi32(sum, product32(w[i], load16_masked(q->row[i] + c * size, element, mask)));
+        }
         _mm512_mask_storeu_epi32(acc + c, mask, sum);
     }
 }
@@ -90,6 +116,7 @@ quad_add64(int64_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
         __m512i sum0 = _mm512_maskz_loadu_epi64(low, acc + c);
         __m512i sum1 = _mm512_maskz_loadu_epi64(high, acc + c + 8);
         for (int i = 0; i < rows; i++) {
+            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
             const __m512 p =
                 _mm512_mul_ps(w[i], load16_masked(q->row[i] + c * size, element, mask));
             sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
@@ -110,41 +137,68 @@ quad_add64(int64_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
             const uint32_t core = (a->column_first + from) / a->core_columns;                      \
             uint32_t to = (core + 1) * a->core_columns - a->column_first;                          \
             if (to > a->rows.columns) to = a->rows.columns;                                        \
-            ADD(acc, q, rows, (core - a->core_first) * a->weight_stride, from, to, element);     \
+            ADD(acc, q, rows, (core - a->core_first) * a->weight_stride, from, to, element);       \
             from = to;                                                                             \
         }                                                                                          \
     }
 POOL_ROWS(pool_rows32, int32_t, quad_add32)
 POOL_ROWS(pool_rows64, int64_t, quad_add64)
 
+enum { WINDOW = 128 }; /* entries put in order of their slot at a time */
+
+/* order[i]: the entries [first, first + count), those of one slot side by side. Sums are exact, so the
+ * order is free; it lets four rows share one pass over the accumulator. */
+static inline void order_by_slot(uint32_t *order, const mr_pool_args *a, uint32_t first, uint32_t count) {
+    uint32_t start[257] = {0};
+    if (!a->slot) {
+        for (uint32_t i = 0; i < count; i++) order[i] = first + i;
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) start[a->slot[first + i] + 1u]++;
+    for (uint32_t s = 0; s < a->slots; s++) start[s + 1] += start[s];
+    for (uint32_t i = 0; i < count; i++) order[start[a->slot[first + i]]++] = first + i;
+}
+
+/* A row to ask for while others are added: `ahead` places on, in the window or after it. */
+static inline const uint8_t *row_ahead(const mr_pool_args *a, const uint32_t *order, uint32_t at,
+                                       uint32_t count, uint32_t end) {
+    if (at < count) return row_at(&a->rows, a->row[order[at]]);
+    const uint32_t entry = end + (at - count);
+    return row_at(&a->rows, a->row[entry < a->entries ? entry : a->entries - 1]);
+}
+
 #define POOL(NAME, TYPE, ROWS)                                                                     \
     static inline __attribute__((always_inline)) void NAME(TYPE *acc, const mr_pool_args *a,       \
                                                            mr_element element) {                   \
-        const uint32_t ahead = entries_ahead(&a->rows);                                            \
-        const size_t row_bytes = (size_t)a->rows.columns * mr_element_bytes(element);              \
-        uint32_t j = 0;                                                                            \
-        for (uint32_t p = 0; p < ahead && p < a->entries; p++)                                     \
-            prefetch_row(row_at(&a->rows, a->row[p]), row_bytes);                                  \
+        const uint32_t columns = a->rows.columns;                                                  \
+        uint32_t entry = 0, order[WINDOW];                                                         \
+        for (uint32_t p = 0; p < AHEAD && p < a->entries; p++)                                     \
+            prefetch_row(row_at(&a->rows, a->row[p]), columns * mr_element_bytes(element));        \
         for (uint32_t t = 0; t < a->tokens; t++) {                                                 \
-            TYPE *token = acc + (size_t)t * a->slots * a->rows.columns;                            \
-            const uint32_t end = j + a->count[t];                                                  \
-            while (j < end) {                                                                      \
-                quad q;                                                                            \
-                const uint32_t slot = a->slot ? a->slot[j] : 0;                                    \
-                int rows = 0;                                                                      \
-                while (rows < 4 && j < end && (!a->slot || a->slot[j] == slot)) {                  \
-                    if (j + ahead < a->entries)                                                    \
-                        prefetch_row(row_at(&a->rows, a->row[j + ahead]), row_bytes);              \
-                    q.row[rows] = row_at(&a->rows, a->row[j]);                                     \
-                    q.weight[rows++] = a->weight + j++;                                            \
+            TYPE *token = acc + (size_t)t * a->slots * columns;                                    \
+            const uint32_t last = entry + a->count[t];                                             \
+            while (entry < last) {                                                                 \
+                const uint32_t count = last - entry < WINDOW ? last - entry : WINDOW;              \
+                const uint32_t end = entry + count;                                                \
+                order_by_slot(order, a, entry, count);                                             \
+                for (uint32_t i = 0; i < count;) {                                                 \
+                    quad q;                                                                        \
+                    const uint32_t slot = a->slot ? a->slot[order[i]] : 0;                         \
+                    int rows = 0;                                                                  \
+                    for (; rows < 4 && i < count && (!a->slot || a->slot[order[i]] == slot); i++) { \
+                        q.row[rows] = row_at(&a->rows, a->row[order[i]]);                          \
+                        q.next[rows] = row_ahead(a, order, i + AHEAD, count, end);                 \
+                        q.weight[rows++] = a->weight + order[i];                                   \
+                    }                                                                              \
+                    TYPE *out = token + (size_t)slot * columns;                                    \
+                    switch (rows) {                                                                \
+                    case 1: ROWS(out, a, &q, 1, element); break;                                   \
+                    case 2: ROWS(out, a, &q, 2, element); break;                                   \
+                    case 3: ROWS(out, a, &q, 3, element); break;                                   \
+                    default: ROWS(out, a, &q, 4, element); break;                                  \
+                    }                                                                              \
                 }                                                                                  \
-                TYPE *out = token + (size_t)slot * a->rows.columns;                                \
-                switch (rows) {                                                                    \
-                case 1: ROWS(out, a, &q, 1, element); break;                                       \
-                case 2: ROWS(out, a, &q, 2, element); break;                                       \
-                case 3: ROWS(out, a, &q, 3, element); break;                                       \
-                default: ROWS(out, a, &q, 4, element); break;                                      \
-                }                                                                                  \
+                entry = end;                                                                       \
             }                                                                                      \
         }                                                                                          \
     }
@@ -164,14 +218,13 @@ static void avx512_pool64(int64_t *acc, const mr_pool_args *a) {
 static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
     const size_t size = mr_element_bytes(a->rows.element);
     const size_t row_bytes = a->rows.columns * size;
-    const uint32_t ahead = entries_ahead(&a->rows);
     uint32_t j = 0;
     for (uint32_t t = 0; t < a->tokens; t++) {
         const float *x = a->x + t * a->x_stride;
         for (const uint32_t end = j + a->count[t]; j < end; j++) {
             const uint8_t *row = row_at(&a->rows, a->row[j]);
-            if (j + ahead < a->entries)
-                prefetch_row(row_at(&a->rows, a->row[j + ahead]), row_bytes);
+            if (j + AHEAD < a->entries)
+                prefetch_row(row_at(&a->rows, a->row[j + AHEAD]), row_bytes);
             __m512i sum0 = _mm512_setzero_si512(), sum1 = sum0;
             for (uint32_t c = 0; c < a->rows.columns; c += 16) {
                 const __mmask16 mask = lanes(a->rows.columns - c);
