@@ -174,11 +174,13 @@ static mr_status take_frames(serving *t, client *c, mr_err *err) {
     return MR_OK;
 }
 
-/* What the peer sent was no frame: it is told so if it can still be told. */
+/* What the peer sent was no frame: it is told so if it can still be told. Leaving between two
+ * frames is the usual end of a link, and connecting without a word that of a port scan: neither is
+ * worth a line. */
 static void refuse_garbage(client *c, mr_status status, const mr_err *err) {
     mr_link *link = c->link;
     if (status == MR_ERR_UNAVAILABLE) {
-        if (!c->is_open || strstr(err->text, "middle of a frame"))
+        if (mr_queue_bytes(&link->in) > 0 || (!c->is_open && link->bytes_received > 0))
             mr_log_info("%s left", err->text);
         return;
     }

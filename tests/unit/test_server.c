@@ -377,6 +377,32 @@ static void test_answers_of_another_thread(void **state) {
     mr_server_close(late.server);
 }
 
+static void test_unix_socket(void **state) {
+    (void)state;
+    mr_err err;
+    mr_server *server;
+    char address[64];
+    counts c = {0};
+    snprintf(address, sizeof(address), "unix:/tmp/mr-server-%ld.sock", (long)getpid());
+    const mr_server_options options = {.address = address,
+                                       .role = MR_ROLE_MEMSHARD,
+                                       .digest = {{1, 2, 3}},
+                                       .welcome_tail = (mr_wire_cell[]){{0}, {2}},
+                                       .welcome_tail_bytes = 8,
+                                       .cell_count = 2,
+                                       .grid_rows = 3,
+                                       .grid_columns = 1,
+                                       .handler = echo,
+                                       .context = &c};
+    assert_int_equal(mr_server_open(&server, &options, &err), MR_OK);
+    assert_string_equal(mr_server_address(server), address);
+    mr_link *link = open_link(server);
+    ask(link, 1, 4096);
+    mr_link_close(link);
+    mr_server_close(server);
+    assert_int_not_equal(access(address + 5, F_OK), 0); /* its file is gone with it */
+}
+
 static void test_bad_addresses(void **state) {
     (void)state;
     mr_err err;
@@ -403,6 +429,7 @@ int main(void) {
         cmocka_unit_test(test_peer_that_never_reads),
         cmocka_unit_test(test_links_are_bounded),
         cmocka_unit_test(test_answers_of_another_thread),
+        cmocka_unit_test(test_unix_socket),
         cmocka_unit_test(test_bad_addresses),
     };
     mr_log_setup("test", MR_LOG_ERROR, 1);
