@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,7 +54,10 @@ void mr_process_ready(const char *address, int ready_fd) {
 
 int mr_process_wait(void) {
     unsigned char number = 0;
-    while (read(signal_pipe[0], &number, 1) != 1) continue; /* interrupted */
+    struct pollfd signalled = {.fd = signal_pipe[0], .events = POLLIN};
+    while (poll(&signalled, 1, -1) != 1) continue; /* interrupted: by the handler itself */
+    const ssize_t got = read(signal_pipe[0], &number, 1);
+    (void)got;
     mr_log_info("ending: %s", strsignal(number));
     return number;
 }

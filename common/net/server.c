@@ -181,7 +181,7 @@ static void refuse_garbage(client *c, mr_status status, const mr_err *err) {
     mr_link *link = c->link;
     if (status == MR_ERR_UNAVAILABLE) {
         if (mr_queue_bytes(&link->in) > 0 || (!c->is_open && link->bytes_received > 0))
-            mr_log_info("%s left", err->text);
+            mr_log_info("%s", err->text);
         return;
     }
     mr_log_warn("link refused: %s", err->text);
