@@ -12,7 +12,6 @@
 #include "common/ops/dense.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef struct {
@@ -50,9 +49,23 @@ size_t mr_product_key_scratch(const mr_memory_layer *layer) {
     return lay_out(&unused, layer, NULL);
 }
 
-static int ascending(const void *a, const void *b) {
-    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
+/* Heap sort: the C library's qsort may allocate. */
+static void sort_ascending(uint32_t *x, uint32_t n) {
+    for (uint32_t end = n, start = n / 2; end > 1;) {
+        uint32_t value, at;
+        if (start > 0) value = x[at = --start];
+        else {
+            value = x[--end];
+            x[end] = x[0];
+            at = 0;
+        }
+        for (uint32_t child; (child = 2 * at + 1) < end; at = child) {
+            if (child + 1 < end && x[child + 1] > x[child]) child++;
+            if (x[child] <= value) break;
+            x[at] = x[child];
+        }
+        x[at] = value;
+    }
 }
 
 /* knn best keys of one side, in ascending order of index. */
@@ -70,7 +83,7 @@ static bool best_keys(uint32_t *out, const mr_product_key_query *q, const room *
         collapsed = r->collapsed;
     }
     if (!q->ops->select(out, collapsed, l->keys_per_side, l->knn, r->heap)) return false;
-    qsort(out, l->knn, sizeof(*out), ascending);
+    sort_ascending(out, l->knn);
     return true;
 }
 
