@@ -1,4 +1,5 @@
-/* cmd_inspect.c - `memrack inspect`: what a model is, what a token touches, what each role will hold. */
+/* cmd_inspect.c - `memrack inspect`: what a model is, what a token touches, what each role will
+ * hold. */
 #include "cli/cli.h"
 #include "common/base/json.h"
 #include "common/base/limits.h"
@@ -28,7 +29,8 @@ static void add(amount *a, const mr_tensor *t) {
 
 static bool is_table(const mr_model *model, const mr_tensor *t) {
     for (uint32_t i = 0; i < mr_model_table_count(model); i++)
-        if (mr_model_table(model, i)->values == t || mr_model_table(model, i)->pre_values == t) return true;
+        if (mr_model_table(model, i)->values == t || mr_model_table(model, i)->pre_values == t)
+            return true;
     return false;
 }
 
@@ -42,11 +44,16 @@ static facts gather(const mr_model *model) {
     facts f = {0};
     for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
         const mr_tensor *t = mr_model_tensor(model, i);
-        if (is_table(model, t)) add(&f.tables, t);
-        else if (ends_with(t->name, "shuffle_index")) add(&f.shuffle, t);
-        else if (strstr(t->name, ".mem_blocks.") && ends_with(t->name, ".keys")) add(&f.keys, t);
-        else if (strstr(t->name, ".experts.")) add(&f.experts, t);
-        else add(&f.dense, t);
+        if (is_table(model, t))
+            add(&f.tables, t);
+        else if (ends_with(t->name, "shuffle_index"))
+            add(&f.shuffle, t);
+        else if (strstr(t->name, ".mem_blocks.") && ends_with(t->name, ".keys"))
+            add(&f.keys, t);
+        else if (strstr(t->name, ".experts."))
+            add(&f.experts, t);
+        else
+            add(&f.dense, t);
     }
     const mr_tensor *wte = mr_model_find(model, "transformer.wte.weight");
     f.token_dense = f.dense.bytes - (c->tied ? 0 : wte->bytes); /* the embedding: one row */
@@ -55,8 +62,9 @@ static facts gather(const mr_model *model) {
     for (uint32_t i = 0; i < c->memory_count; i++) {
         const mr_memory_layer *l = mr_model_memory(model, i);
         const mr_table_shape *t = mr_model_table(model, l->table);
-        f.token_rows += (uint64_t)l->entries * ((uint64_t)t->width * mr_element_bytes(t->element) +
-                                                (uint64_t)t->pre_width * mr_element_bytes(t->pre_element));
+        f.token_rows +=
+            (uint64_t)l->entries * ((uint64_t)t->width * mr_element_bytes(t->element) +
+                                    (uint64_t)t->pre_width * mr_element_bytes(t->pre_element));
         if (l->shuffled) f.token_shuffle += 4ull * l->entries;
     }
     f.token_kv = 2ull * c->n_layers * c->n_kv_heads * c->head_dim * sizeof(float);
@@ -78,8 +86,9 @@ static const char *human(char out[32], uint64_t bytes) {
 static void print_architecture(const mr_model *model) {
     const mr_config *c = mr_model_config(model);
     printf("model            %s\n", mr_model_name(model));
-    printf("blocks           %u x %s, d_model %u, %u heads of %u (%u for keys and values)\n", c->n_layers,
-           c->moe ? "moe" : "sequential", c->d_model, c->n_heads, c->head_dim, c->n_kv_heads);
+    printf("blocks           %u x %s, d_model %u, %u heads of %u (%u for keys and values)\n",
+           c->n_layers, c->moe ? "moe" : "sequential", c->d_model, c->n_heads, c->head_dim,
+           c->n_kv_heads);
     printf("norm             %s, eps %g%s; rope theta %g; context %u tokens\n",
            c->norm == MR_NORM_RMS ? "rms" : "layer", (double)c->norm_eps,
            c->qk_norm ? ", on queries and keys too" : "", c->rope_theta, c->context_tokens);
@@ -88,14 +97,17 @@ static void print_architecture(const mr_model *model) {
     if (c->moe)
         printf("experts          %u of width %u, %u a token%s\n", c->experts, c->expert_hidden,
                c->experts_per_token, c->moe_renormalize ? ", weights renormalised" : "");
-    else printf("feed-forward     swiglu, %u inner\n", c->mlp_hidden / 2);
+    else
+        printf("feed-forward     swiglu, %u inner\n", c->mlp_hidden / 2);
     if (c->memory_count == 0) return;
     const mr_memory_layer *l = mr_model_memory(model, 0);
-    printf("memory           %s, %u layers (read:added", mr_memory_kind_name(c->memory), c->memory_count);
+    printf("memory           %s, %u layers (read:added", mr_memory_kind_name(c->memory),
+           c->memory_count);
     for (uint32_t i = 0; i < c->memory_count && i < 12; i++)
         printf(" %u:%u", c->insertions[i].source, c->insertions[i].destination);
     printf("%s)\n", c->memory_count > 12 ? " ..." : "");
-    printf("                 %u heads x top-%u, %u keys a side of %u, rank %u, %u cores, %u slots%s%s\n",
+    printf("                 %u heads x top-%u, %u keys a side of %u, rank %u, %u cores, %u "
+           "slots%s%s\n",
            l->heads, l->knn, l->keys_per_side, l->key_dim, l->rank, l->cores, l->slots,
            l->gated ? ", gated by pre-values" : "", l->gelu ? " through GELU" : "");
     for (uint32_t i = 0; i < mr_model_table_count(model); i++) {
@@ -113,7 +125,8 @@ static void print_amount(const char *name, const amount *a) {
 
 static void print_facts(const facts *f) {
     char text[32];
-    const amount all = {f->dense.elements + f->experts.elements + f->keys.elements + f->tables.elements,
+    const amount all = {f->dense.elements + f->experts.elements + f->keys.elements +
+                            f->tables.elements,
                         f->dense.bytes + f->experts.bytes + f->keys.bytes + f->tables.bytes};
     printf("\nparameters\n");
     print_amount("dense", &f->dense);
@@ -141,24 +154,28 @@ static void print_roles(const mr_engine_memory *m, uint32_t shards) {
     if (m->table_bytes == 0) return;
     printf("  memshard       %s", human(text, m->table_bytes / shards));
     printf(" of tables each (%u of them; --memshards N for others)\n", shards);
-    printf("  one process    %s", human(text, m->weight_bytes + m->index_bytes + m->kv_bytes + m->buffer_bytes));
+    printf("  one process    %s",
+           human(text, m->weight_bytes + m->index_bytes + m->kv_bytes + m->buffer_bytes));
     printf(" and the tables mapped from the file\n");
 }
 
 static void print_json(const mr_model *model, const facts *f, const mr_engine_memory *m) {
     const mr_config *c = mr_model_config(model);
-    json_t *root = json_pack(
-        "{s:s, s:s, s:i, s:i, s:i, s:{s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I}}",
-        "model", mr_model_name(model), "memory", mr_memory_kind_name(c->memory), "layers",
-        (int)c->n_layers, "memory_layers", (int)c->memory_count, "context", (int)c->context_tokens,
-        "parameters", "dense", (json_int_t)f->dense.elements, "experts", (json_int_t)f->experts.elements,
-        "keys", (json_int_t)f->keys.elements, "shuffle_index", (json_int_t)f->shuffle.elements, "tables",
-        (json_int_t)f->tables.elements, "bytes_per_token", "dense", (json_int_t)f->token_dense, "experts",
-        (json_int_t)f->token_experts, "keys", (json_int_t)f->token_keys, "rows", (json_int_t)f->token_rows,
-        "shuffle_index", (json_int_t)f->token_shuffle, "kv_per_context_token", (json_int_t)f->token_kv,
-        "bytes_held", "weights", (json_int_t)m->weight_bytes, "shuffle_index", (json_int_t)m->index_bytes,
-        "kv", (json_int_t)m->kv_bytes, "buffers", (json_int_t)m->buffer_bytes, "tables",
-        (json_int_t)m->table_bytes);
+    json_t *root =
+        json_pack("{s:s, s:s, s:i, s:i, s:i, s:{s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, "
+                  "s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I}}",
+                  "model", mr_model_name(model), "memory", mr_memory_kind_name(c->memory), "layers",
+                  (int)c->n_layers, "memory_layers", (int)c->memory_count, "context",
+                  (int)c->context_tokens, "parameters", "dense", (json_int_t)f->dense.elements,
+                  "experts", (json_int_t)f->experts.elements, "keys", (json_int_t)f->keys.elements,
+                  "shuffle_index", (json_int_t)f->shuffle.elements, "tables",
+                  (json_int_t)f->tables.elements, "bytes_per_token", "dense",
+                  (json_int_t)f->token_dense, "experts", (json_int_t)f->token_experts, "keys",
+                  (json_int_t)f->token_keys, "rows", (json_int_t)f->token_rows, "shuffle_index",
+                  (json_int_t)f->token_shuffle, "kv_per_context_token", (json_int_t)f->token_kv,
+                  "bytes_held", "weights", (json_int_t)m->weight_bytes, "shuffle_index",
+                  (json_int_t)m->index_bytes, "kv", (json_int_t)m->kv_bytes, "buffers",
+                  (json_int_t)m->buffer_bytes, "tables", (json_int_t)m->table_bytes);
     char *text = json_dumps(root, JSON_INDENT(2) | JSON_PRESERVE_ORDER);
     puts(text);
     free(text);
@@ -172,13 +189,15 @@ int mr_cmd_inspect(int argc, char **argv) {
     int count;
     const mr_option options[] = {
         {"json", 0, MR_OPT_FLAG, &as_json, 0, 0, NULL, "print one JSON object"},
-        {"memshards", 0, MR_OPT_INT, &shards, 1, MR_MAX_MEMSHARDS, "N", "show what each of N memshards holds (default 2)"},
+        {"memshards", 0, MR_OPT_INT, &shards, 1, MR_MAX_MEMSHARDS, "N",
+         "show what each of N memshards holds (default 2)"},
         {0}};
-    const mr_command_spec spec = {"memrack inspect MODEL [options]",
-                                  "Shows what a model is, how many parameters it has, how many bytes one token touches,\n"
-                                  "and how much memory each role will hold. Reads headers only.\n\n"
-                                  "  memrack inspect models/demo",
-                                  options, 1, 1};
+    const mr_command_spec spec = {
+        "memrack inspect MODEL [options]",
+        "Shows what a model is, how many parameters it has, how many bytes one token touches,\n"
+        "and how much memory each role will hold. Reads headers only.\n\n"
+        "  memrack inspect models/demo",
+        options, 1, 1};
     mr_model *model;
     mr_engine_memory memory;
     mr_err err = {{0}};
@@ -190,7 +209,8 @@ int mr_cmd_inspect(int argc, char **argv) {
     status = mr_engine_plan(&memory, &engine, &err);
     if (status == MR_OK) {
         const facts f = gather(model);
-        if (as_json) print_json(model, &f, &memory);
+        if (as_json)
+            print_json(model, &f, &memory);
         else {
             print_architecture(model);
             print_facts(&f);

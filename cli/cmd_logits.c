@@ -72,7 +72,8 @@ static void on_logits(void *context, uint32_t sequence, uint32_t position, const
     put(j, j->logits, ((uint64_t)b * j->ids.tokens + position) * bytes, logits, (size_t)bytes);
 }
 
-static void put_wide(job *j, uint32_t tensor, uint32_t row, const uint32_t *values, uint32_t count) {
+static void put_wide(job *j, uint32_t tensor, uint32_t row, const uint32_t *values,
+                     uint32_t count) {
     int64_t wide[MR_MAX_MEM_ENTRIES];
     for (uint32_t i = 0; i < count; i++) wide[i] = values[i];
     put(j, tensor, (uint64_t)row * count * 8, wide, count * sizeof(*wide));
@@ -120,7 +121,8 @@ static void declare(job *j, uint32_t *out, const char *format, uint32_t index, m
                     uint32_t dims, const uint64_t *shape) {
     char name[64];
     if (j->status != MR_OK) return;
-    snprintf(name, sizeof(name), format[0] == 'm' ? "memory.%u.%s" : "moe.%u.%s", index, format + 1);
+    snprintf(name, sizeof(name), format[0] == 'm' ? "memory.%u.%s" : "moe.%u.%s", index,
+             format + 1);
     j->status = mr_writer_declare(j->writer, out, name, dtype, dims, shape, &j->err);
 }
 
@@ -152,7 +154,8 @@ static void declare_trace(job *j) {
 }
 
 static mr_status open_output(job *j, mr_err *err) {
-    const uint64_t shape[3] = {j->ids.batch, j->ids.tokens, mr_model_config(j->cluster.model)->head_rows};
+    const uint64_t shape[3] = {j->ids.batch, j->ids.tokens,
+                               mr_model_config(j->cluster.model)->head_rows};
     j->writer = mr_writer_new();
     j->status = mr_writer_declare(j->writer, &j->logits, "logits", MR_DTYPE_F32, 3, shape, &j->err);
     if (j->a->trace) declare_trace(j);
@@ -170,8 +173,10 @@ static uint32_t blocks_for(uint32_t tokens) {
 static uint32_t next_tokens(const job *j, uint32_t position, uint32_t length, uint32_t room) {
     uint32_t count = length - position;
     const uint32_t decode_from = (uint32_t)j->a->decode_from;
-    if (decode_from && position >= decode_from) count = 1;
-    else if (decode_from && position + count > decode_from) count = decode_from - position;
+    if (decode_from && position >= decode_from)
+        count = 1;
+    else if (decode_from && position + count > decode_from)
+        count = decode_from - position;
     if (j->a->prefill_chunk && count > j->a->prefill_chunk) count = (uint32_t)j->a->prefill_chunk;
     return count < room ? count : room;
 }
@@ -179,7 +184,8 @@ static uint32_t next_tokens(const job *j, uint32_t position, uint32_t length, ui
 /* One step over the group [first, end); false: nothing was left to do. */
 static bool build_step(job *j, uint32_t end, mr_step *step) {
     uint32_t tokens = 0, blocks = 0, sequences = 0, block_base = 0;
-    for (uint32_t s = j->first; s < end && tokens < STEP_TOKENS && sequences < STEP_SEQUENCES; s++) {
+    for (uint32_t s = j->first; s < end && tokens < STEP_TOKENS && sequences < STEP_SEQUENCES;
+         s++) {
         uint32_t row;
         const mr_id_matrix *m = matrix_of(j, s, &row);
         const uint32_t own_blocks = blocks_for(m->tokens), base = block_base;
@@ -223,7 +229,8 @@ static uint32_t group_end(const job *j, uint32_t first, uint32_t *kv_blocks) {
 static mr_status run_all(job *j, mr_err *err) {
     const mr_step_sink sink = {.logits = on_logits, .context = j};
     uint64_t done = 0;
-    const uint64_t total = (uint64_t)j->ids.batch * j->ids.tokens + (uint64_t)j->beside.batch * j->beside.tokens;
+    const uint64_t total =
+        (uint64_t)j->ids.batch * j->ids.tokens + (uint64_t)j->beside.batch * j->beside.tokens;
     while (j->first < j->sequences) {
         uint32_t unused;
         mr_step step;
@@ -310,14 +317,16 @@ static mr_status compute_there(const arguments *a, mr_err *err) {
     mr_id_matrix ids, beside = {0};
     if (a->trace || a->grid || a->isa || a->threads)
         return mr_fail(err, MR_ERR_ARGUMENT,
-                       "--trace, --table-grid, --isa and --threads are choices of the process that computes; with "
+                       "--trace, --table-grid, --isa and --threads are choices of the process that "
+                       "computes; with "
                        "--connect give them to the cluster");
     mr_status status = mr_ids_read(&ids, a->input, 0, MR_MAX_CONTEXT, err);
     if (status == MR_OK && a->batch_with)
         status = mr_ids_read(&beside, a->batch_with, 0, MR_MAX_CONTEXT, err);
     if (status == MR_OK)
-        status = mr_logits_remote(a->connect, &ids, a->batch_with ? &beside : NULL,
-                                  (uint32_t)a->prefill_chunk, (uint32_t)a->decode_from, a->output, err);
+        status =
+            mr_logits_remote(a->connect, &ids, a->batch_with ? &beside : NULL,
+                             (uint32_t)a->prefill_chunk, (uint32_t)a->decode_from, a->output, err);
     mr_ids_free(&ids);
     mr_ids_free(&beside);
     return status;
@@ -328,21 +337,30 @@ int mr_cmd_logits(int argc, char **argv) {
     const char *model[1] = {NULL};
     int models;
     const mr_option options[] = {
-        {"input", 'i', MR_OPT_TEXT, &a.input, 0, 0, "FILE", "safetensors with input_ids, I64 [B,T]"},
+        {"input", 'i', MR_OPT_TEXT, &a.input, 0, 0, "FILE",
+         "safetensors with input_ids, I64 [B,T]"},
         {"output", 'o', MR_OPT_TEXT, &a.output, 0, 0, "FILE", "where logits, F32 [B,T,V], go"},
         {"trace", 0, MR_OPT_FLAG, &a.trace, 0, 0, NULL,
          "also write what every memory layer and MoE block chose and gave"},
-        {"threads", 't', MR_OPT_INT, &a.threads, 0, MR_MAX_THREADS, "N", "compute threads (default: one per core)"},
-        {"prefill-chunk", 0, MR_OPT_INT, &a.prefill_chunk, 1, MR_MAX_CONTEXT, "N", "at most N tokens of a sequence per step"},
-        {"decode-from", 0, MR_OPT_INT, &a.decode_from, 1, MR_MAX_CONTEXT, "N", "prefill N tokens, then one by one"},
-        {"batch-with", 0, MR_OPT_TEXT, &a.batch_with, 0, 0, "FILE", "run these input_ids in the same steps, drop their logits"},
-        {"table-grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW", "cut tables into G row groups x W width slices (default 1x1)"},
-        {"connect", 0, MR_OPT_TEXT, &a.connect, 0, 0, "ADDR", "ask a running cluster at host:port instead of loading MODEL"},
-        {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME", "ref, avx2 or avx512 (default: the best here)"},
+        {"threads", 't', MR_OPT_INT, &a.threads, 0, MR_MAX_THREADS, "N",
+         "compute threads (default: one per core)"},
+        {"prefill-chunk", 0, MR_OPT_INT, &a.prefill_chunk, 1, MR_MAX_CONTEXT, "N",
+         "at most N tokens of a sequence per step"},
+        {"decode-from", 0, MR_OPT_INT, &a.decode_from, 1, MR_MAX_CONTEXT, "N",
+         "prefill N tokens, then one by one"},
+        {"batch-with", 0, MR_OPT_TEXT, &a.batch_with, 0, 0, "FILE",
+         "run these input_ids in the same steps, drop their logits"},
+        {"table-grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW",
+         "cut tables into G row groups x W width slices (default 1x1)"},
+        {"connect", 0, MR_OPT_TEXT, &a.connect, 0, 0, "ADDR",
+         "ask a running cluster at host:port instead of loading MODEL"},
+        {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME",
+         "ref, avx2 or avx512 (default: the best here)"},
         {0}};
     const mr_command_spec spec = {
         "memrack logits MODEL --input IN.safetensors --output OUT.safetensors [options]",
-        "Computes the logits of every position. The last line on stdout is the SHA-256 of their bytes;\n"
+        "Computes the logits of every position. The last line on stdout is the SHA-256 of their "
+        "bytes;\n"
         "no option but --isa may change it.\n\n"
         "  memrack logits models/demo --input ids.safetensors --output out.safetensors --trace",
         options, 0, 1};
@@ -353,9 +371,11 @@ int mr_cmd_logits(int argc, char **argv) {
     if (!a.input || !a.output)
         status = mr_fail(&err, MR_ERR_ARGUMENT, "--input and --output are needed; try --help");
     else if (models == 0 && !a.connect)
-        status = mr_fail(&err, MR_ERR_ARGUMENT, "a MODEL folder or --connect ADDR is needed; try --help");
+        status = mr_fail(&err, MR_ERR_ARGUMENT,
+                         "a MODEL folder or --connect ADDR is needed; try --help");
     mr_digest digest;
-    if (status == MR_OK) status = a.connect ? compute_there(&a, &err) : compute_here(&a, model[0], &err);
+    if (status == MR_OK)
+        status = a.connect ? compute_there(&a, &err) : compute_here(&a, model[0], &err);
     if (status == MR_OK) status = mr_tensor_digest(&digest, a.output, "logits", &err);
     if (status != MR_OK) return mr_cli_fail("logits", status, &err);
     char text[MR_DIGEST_TEXT_BYTES];

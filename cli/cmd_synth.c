@@ -107,8 +107,8 @@ static void fill_vectors(float *out, const fill_job *job, const mr_synth_tensor 
                  core);
         for (uint32_t i = 0; i < job->count; i++)
             if (strcmp(job->tensors[i].name, name) == 0)
-                stored_normal(drawn[core], job, name, dtype, 0, heads * CELLS,
-                              job->tensors[i].mean, job->tensors[i].spread);
+                stored_normal(drawn[core], job, name, dtype, 0, heads * CELLS, job->tensors[i].mean,
+                              job->tensors[i].spread);
     }
     for (uint64_t h = 0; h < heads; h++) {
         double sum[MR_SYNTH_RANK][MR_SYNTH_RANK], u[MR_SYNTH_RANK], v[MR_SYNTH_RANK];
@@ -134,8 +134,11 @@ static void fill_floats(float *out, const fill_job *job, const mr_synth_tensor *
         for (size_t i = 0; i < count; i++) out[i] = tensor->mean;
         return;
     case MR_FILL_TUCKER_U:
-    case MR_FILL_TUCKER_V: fill_vectors(out, job, tensor, dtype); return;
-    case MR_FILL_PERMUTATION: return; /* not floats */
+    case MR_FILL_TUCKER_V:
+        fill_vectors(out, job, tensor, dtype);
+        return;
+    case MR_FILL_PERMUTATION:
+        return; /* not floats */
     }
 }
 
@@ -228,11 +231,15 @@ static mr_status write_model(const char *directory, const mr_shape *shape, const
                                    tensors[i].shape, err);
     }
     if (status == MR_OK)
-        status = mr_writer_begin_directory(writer, directory, (uint64_t)options->file_mib << 20,
-                                           err);
+        status =
+            mr_writer_begin_directory(writer, directory, (uint64_t)options->file_mib << 20, err);
     if (status == MR_OK) {
-        fill_job job = {.tensors = tensors, .dtypes = dtypes, .chunk_first = chunk_first,
-                        .count = count, .seed = (uint64_t)options->seed, .writer = writer};
+        fill_job job = {.tensors = tensors,
+                        .dtypes = dtypes,
+                        .chunk_first = chunk_first,
+                        .count = count,
+                        .seed = (uint64_t)options->seed,
+                        .writer = writer};
         status = fill_all(&job, err);
     }
     if (status == MR_OK) status = mr_writer_finish(writer, err);
@@ -265,9 +272,12 @@ static mr_status refuse_used_directory(const char *directory, mr_err *err) {
 }
 
 static mr_status parse_dtype(mr_dtype *out, const char *option, const char *text, mr_err *err) {
-    if (strcmp(text, "f32") == 0) *out = MR_DTYPE_F32;
-    else if (strcmp(text, "bf16") == 0) *out = MR_DTYPE_BF16;
-    else return mr_fail(err, MR_ERR_ARGUMENT, "%s is '%.40s'; use f32 or bf16", option, text);
+    if (strcmp(text, "f32") == 0)
+        *out = MR_DTYPE_F32;
+    else if (strcmp(text, "bf16") == 0)
+        *out = MR_DTYPE_BF16;
+    else
+        return mr_fail(err, MR_ERR_ARGUMENT, "%s is '%.40s'; use f32 or bf16", option, text);
     return MR_OK;
 }
 
@@ -324,7 +334,8 @@ static int list_presets(void) {
                (double)(2 * (c.dense + c.keys + c.table) + 8 * c.index) / 1e9);
     }
     printf("\ndense: attention, feed-forward (MoE: all experts), projections and the %d-token "
-           "embedding.\nGB: everything in bf16, shuffle indices in I64.\n", 50304);
+           "embedding.\nGB: everything in bf16, shuffle indices in I64.\n",
+           50304);
     return 0;
 }
 
@@ -351,8 +362,8 @@ static int run(const char *preset, const char *directory, const synth_options *o
     if (status == MR_OK) {
         signal(SIGINT, on_signal); /* an interrupted run removes what it began */
         signal(SIGTERM, on_signal);
-        status = write_model(directory, &shape, config, dense, table, options, &bytes, &files,
-                             &err);
+        status =
+            write_model(directory, &shape, config, dense, table, options, &bytes, &files, &err);
     }
     free(config);
     if (status != MR_OK) return mr_cli_fail("synth", status, &err);
@@ -361,19 +372,31 @@ static int run(const char *preset, const char *directory, const synth_options *o
     if (options->scale != 1) printf(" at scale %g", options->scale);
     printf(" (%u layers, d_model %u, %s), %.1fM parameters (%.1fM dense, %.1fM keys, %.1fM table), "
            "%.1f MB in %u file%s, random (seed %" PRId64 "), no tokenizer\n",
-           shape.layers, shape.d_model,
-           shape.experts ? "moe" : mr_memory_kind_name(shape.memory),
-           (double)(c.dense + c.keys + c.table) / 1e6, (double)c.dense / 1e6,
-           (double)c.keys / 1e6, (double)c.table / 1e6, (double)bytes / 1e6, files,
-           files == 1 ? "" : "s", options->seed);
+           shape.layers, shape.d_model, shape.experts ? "moe" : mr_memory_kind_name(shape.memory),
+           (double)(c.dense + c.keys + c.table) / 1e6, (double)c.dense / 1e6, (double)c.keys / 1e6,
+           (double)c.table / 1e6, (double)bytes / 1e6, files, files == 1 ? "" : "s", options->seed);
     return 0;
 }
 
 int mr_cmd_synth(int argc, char **argv) {
-    synth_options o = {.scale = 1, .dtype = "bf16", .file_mib = 4096, .layers = -1, .d_model = -1,
-                       .heads = -1, .kv_heads = -1, .mlp_hidden = -1, .vocab = -1, .context = -1,
-                       .knum = -1, .kdim = -1, .vdim = -1, .pre_vdim = -1, .knn = -1,
-                       .mem_heads = -1, .key_expand = -1, .value_expand = -1};
+    synth_options o = {.scale = 1,
+                       .dtype = "bf16",
+                       .file_mib = 4096,
+                       .layers = -1,
+                       .d_model = -1,
+                       .heads = -1,
+                       .kv_heads = -1,
+                       .mlp_hidden = -1,
+                       .vocab = -1,
+                       .context = -1,
+                       .knum = -1,
+                       .kdim = -1,
+                       .vdim = -1,
+                       .pre_vdim = -1,
+                       .knn = -1,
+                       .mem_heads = -1,
+                       .key_expand = -1,
+                       .value_expand = -1};
     const mr_option options[] = {
         {"list", 'l', MR_OPT_FLAG, &o.list, 0, 0, NULL, "show the presets and what they weigh"},
         {"dtype", 0, MR_OPT_TEXT, &o.dtype, 0, 0, "TYPE", "f32 or bf16 (bf16)"},

@@ -12,8 +12,7 @@ int mr_cli_fail(const char *name, mr_status status, const mr_err *err) {
 int mr_cli_parse(const mr_command_spec *spec, int argc, char **argv, const char **positional,
                  int *positional_count) {
     mr_err err = {{0}};
-    const mr_status status =
-        mr_options_parse(spec, argc, argv, positional, positional_count, &err);
+    const mr_status status = mr_options_parse(spec, argc, argv, positional, positional_count, &err);
     if (status == MR_OK) return -1;
     if (status == MR_ERR_CANCELLED) return 0;
     return mr_cli_fail(argv[0], status, &err);

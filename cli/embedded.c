@@ -11,7 +11,8 @@
 mr_status mr_embedded_ops(const mr_ops **out, const char *isa, mr_err *err) {
     *out = mr_ops_find(isa);
     if (*out) return MR_OK;
-    return mr_fail(err, MR_ERR_ARGUMENT, "--isa '%.20s' is not one of ref, avx2, avx512, or this processor lacks it",
+    return mr_fail(err, MR_ERR_ARGUMENT,
+                   "--isa '%.20s' is not one of ref, avx2, avx512, or this processor lacks it",
                    isa);
 }
 
@@ -21,33 +22,42 @@ static mr_status check_memory(const mr_engine_options *options, bool quiet, mr_e
     const mr_status status = mr_engine_plan(&m, options, err);
     if (status != MR_OK) return status;
     const uint64_t own = m.weight_bytes + m.kv_bytes + m.buffer_bytes + m.index_bytes;
-    const uint64_t free_bytes = (uint64_t)sysconf(_SC_AVPHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t free_bytes =
+        (uint64_t)sysconf(_SC_AVPHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     const uint64_t total = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     if (!quiet && isatty(STDERR_FILENO))
-        fprintf(stderr, "memory: weights %.1f MiB, KV cache %.1f MiB, shuffle indices %.1f MiB, buffers %.1f MiB; tables mapped: %.1f MiB\n",
-                (double)m.weight_bytes / 0x1p20, (double)m.kv_bytes / 0x1p20, (double)m.index_bytes / 0x1p20,
-                (double)m.buffer_bytes / 0x1p20, (double)m.table_bytes / 0x1p20);
+        fprintf(stderr,
+                "memory: weights %.1f MiB, KV cache %.1f MiB, shuffle indices %.1f MiB, buffers "
+                "%.1f MiB; tables mapped: %.1f MiB\n",
+                (double)m.weight_bytes / 0x1p20, (double)m.kv_bytes / 0x1p20,
+                (double)m.index_bytes / 0x1p20, (double)m.buffer_bytes / 0x1p20,
+                (double)m.table_bytes / 0x1p20);
     if (own > total)
-        return mr_fail(err, MR_ERR_NOMEM, "this model needs %.2f GiB beside its tables; this machine has %.2f GiB (%.2f free). Fewer --kv-blocks need less",
+        return mr_fail(err, MR_ERR_NOMEM,
+                       "this model needs %.2f GiB beside its tables; this machine has %.2f GiB "
+                       "(%.2f free). Fewer --kv-blocks need less",
                        (double)own / 0x1p30, (double)total / 0x1p30, (double)free_bytes / 0x1p30);
     return MR_OK;
 }
 
-static mr_status open_engine(mr_embedded *out, const mr_embedded_options *o, mr_engine_options *engine,
-                             mr_err *err) {
+static mr_status open_engine(mr_embedded *out, const mr_embedded_options *o,
+                             mr_engine_options *engine, mr_err *err) {
     mr_link *link = NULL;
     mr_status status = check_memory(engine, o->quiet, err);
     if (status != MR_OK) return status;
     if (mr_model_memory_count(out->model) > 0) {
-        status = mr_memshard_open(&out->shard, out->model, &out->manifest, engine->ops, engine->grid, 0, 1, err);
+        status = mr_memshard_open(&out->shard, out->model, &out->manifest, engine->ops,
+                                  engine->grid, 0, 1, err);
         if (status != MR_OK) return status;
         link = mr_link_loop(mr_memshard_handle, out->shard, "memshard in this process");
         engine->shards = &link;
         engine->shard_count = 1;
     }
     status = mr_engine_open(&out->engine, engine, err);
-    if (status != MR_OK) mr_link_close(link);
-    else if (out->shard) mr_memshard_set_team(out->shard, mr_engine_team(out->engine));
+    if (status != MR_OK)
+        mr_link_close(link);
+    else if (out->shard)
+        mr_memshard_set_team(out->shard, mr_engine_team(out->engine));
     return status;
 }
 
@@ -63,7 +73,8 @@ mr_status mr_embedded_open(mr_embedded *out, const mr_embedded_options *o, mr_er
     if (status == MR_OK && o->grid) status = mr_grid_parse(&engine.grid, o->grid, err);
     if (status == MR_OK) status = mr_model_open(&out->model, o->model_directory, err);
     if (status == MR_OK)
-        status = mr_manifest_load(&out->manifest, out->model, o->quiet ? NULL : mr_cli_progress, NULL, err);
+        status = mr_manifest_load(&out->manifest, out->model, o->quiet ? NULL : mr_cli_progress,
+                                  NULL, err);
     engine.model = out->model;
     engine.manifest = &out->manifest;
     if (status == MR_OK) status = open_engine(out, o, &engine, err);

@@ -1,6 +1,6 @@
 /* embedded.h - a whole cluster in one process: model, manifest, one memshard that holds every cell,
- * and an engine that reaches it over a loop link. What `logits`, `generate`, `chat` and `serve` run.
- * Threads: open and close from one thread. */
+ * and an engine that reaches it over a loop link. What `logits`, `generate`, `chat` and `serve`
+ * run. Threads: open and close from one thread. */
 #ifndef MR_CLI_EMBEDDED_H
 #define MR_CLI_EMBEDDED_H
 #include "memshard/serve.h"

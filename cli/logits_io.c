@@ -18,8 +18,9 @@ static mr_status check_ids(mr_id_matrix *ids, const char *path, uint32_t id_coun
     const size_t count = (size_t)ids->batch * ids->tokens;
     for (size_t i = 0; id_count && i < count; i++)
         if (ids->ids[i] < 0 || ids->ids[i] >= id_count)
-            return mr_fail(err, MR_ERR_RANGE, "%s: input_ids[%zu][%zu] is %lld, outside [0, %u)", path,
-                           i / ids->tokens, i % ids->tokens, (long long)ids->ids[i], id_count);
+            return mr_fail(err, MR_ERR_RANGE, "%s: input_ids[%zu][%zu] is %lld, outside [0, %u)",
+                           path, i / ids->tokens, i % ids->tokens, (long long)ids->ids[i],
+                           id_count);
     return MR_OK;
 }
 
@@ -31,15 +32,19 @@ mr_status mr_ids_read(mr_id_matrix *out, const char *path, uint32_t id_count, ui
     mr_status status = mr_safetensors_open(&file, path, NULL, err);
     if (status != MR_OK) return status;
     const mr_tensor *t = find(&file, "input_ids");
-    if (!t) status = mr_fail(err, MR_ERR_FORMAT, "%s holds no tensor input_ids", path);
+    if (!t)
+        status = mr_fail(err, MR_ERR_FORMAT, "%s holds no tensor input_ids", path);
     else if (t->dtype != MR_DTYPE_I64 || t->dims != 2)
-        status = mr_fail(err, MR_ERR_FORMAT, "%s: input_ids is %s with %u dimensions, expected I64 [B,T]", path,
+        status = mr_fail(err, MR_ERR_FORMAT,
+                         "%s: input_ids is %s with %u dimensions, expected I64 [B,T]", path,
                          mr_dtype_name(t->dtype), t->dims);
     else if (t->shape[0] < 1 || t->shape[1] < 1 || t->shape[0] > 1u << 20)
-        status = mr_fail(err, MR_ERR_RANGE, "%s: input_ids has shape [%llu, %llu]: nothing to compute, or too much",
+        status = mr_fail(err, MR_ERR_RANGE,
+                         "%s: input_ids has shape [%llu, %llu]: nothing to compute, or too much",
                          path, (unsigned long long)t->shape[0], (unsigned long long)t->shape[1]);
     else if (t->shape[1] > context)
-        status = mr_fail(err, MR_ERR_RANGE, "%s: input_ids has %llu tokens a row; the model's context is %u", path,
+        status = mr_fail(err, MR_ERR_RANGE,
+                         "%s: input_ids has %llu tokens a row; the model's context is %u", path,
                          (unsigned long long)t->shape[1], context);
     if (status == MR_OK) status = mr_file_map_open(&map, path, err);
     if (status == MR_OK && map.bytes < t->offset + t->bytes)
@@ -68,8 +73,10 @@ mr_status mr_tensor_digest(mr_digest *out, const char *path, const char *tensor,
     mr_status status = mr_safetensors_open(&file, path, NULL, err);
     if (status != MR_OK) return status;
     const mr_tensor *t = find(&file, tensor);
-    if (!t) status = mr_fail(err, MR_ERR_FORMAT, "%s holds no tensor %s", path, tensor);
-    else status = mr_file_map_open(&map, path, err);
+    if (!t)
+        status = mr_fail(err, MR_ERR_FORMAT, "%s holds no tensor %s", path, tensor);
+    else
+        status = mr_file_map_open(&map, path, err);
     if (status == MR_OK) {
         *out = mr_sha256_of(map.data + t->offset, (size_t)t->bytes);
         mr_file_map_close(&map);

@@ -1,7 +1,7 @@
 /* logits_remote.c - `memrack logits --connect`: asks a running coordinator's /memrack/v1/logits.
  *
- * The answer is u32 batch, tokens, columns, then f32 [batch][tokens][columns], all little endian. It
- * is written to the output as it comes, so that it need not fit in memory. */
+ * The answer is u32 batch, tokens, columns, then f32 [batch][tokens][columns], all little endian.
+ * It is written to the output as it comes, so that it need not fit in memory. */
 #include "cli/logits_io.h"
 
 #include "common/base/json.h"
@@ -33,9 +33,11 @@ typedef struct {
 static void start_output(transfer *t) {
     uint32_t shape[3];
     memcpy(shape, t->header, sizeof(shape));
-    if (shape[0] != t->ids->batch || shape[1] != t->ids->tokens || shape[2] == 0 || shape[2] > MR_MAX_VOCAB) {
-        t->status = mr_fail(&t->err, MR_ERR_FORMAT, "the answer has shape [%u, %u, %u], asked were [%u, %u]",
-                            shape[0], shape[1], shape[2], t->ids->batch, t->ids->tokens);
+    if (shape[0] != t->ids->batch || shape[1] != t->ids->tokens || shape[2] == 0 ||
+        shape[2] > MR_MAX_VOCAB) {
+        t->status = mr_fail(&t->err, MR_ERR_FORMAT,
+                            "the answer has shape [%u, %u, %u], asked were [%u, %u]", shape[0],
+                            shape[1], shape[2], t->ids->batch, t->ids->tokens);
         return;
     }
     const uint64_t dims[3] = {shape[0], shape[1], shape[2]};
@@ -57,7 +59,8 @@ static size_t on_body(char *data, size_t size, size_t count, void *context) {
         t->sentence_have += bytes < room ? bytes : room;
         return bytes;
     }
-    while (at < bytes && t->header_have < HEADER_BYTES) t->header[t->header_have++] = (uint8_t)data[at++];
+    while (at < bytes && t->header_have < HEADER_BYTES)
+        t->header[t->header_have++] = (uint8_t)data[at++];
     if (t->header_have == HEADER_BYTES && t->expected == 0 && t->status == MR_OK) start_output(t);
     if (t->status != MR_OK) return 0;
     if (bytes == at) return bytes;
@@ -115,11 +118,12 @@ static mr_status judge(transfer *t, CURLcode code, const char *address, mr_err *
         mr_status status;
         const char *message = t->sentence;
         if (mr_json_parse(&root, t->sentence, t->sentence_have, "answer", NULL) == MR_OK) {
-            const char *text = json_string_value(json_object_get(json_object_get(root, "error"), "message"));
+            const char *text =
+                json_string_value(json_object_get(json_object_get(root, "error"), "message"));
             if (text) message = text;
         }
-        status = mr_fail(err, http < 500 ? MR_ERR_ARGUMENT : MR_ERR_UNAVAILABLE, "%s answered %ld: %s", address,
-                         http, message);
+        status = mr_fail(err, http < 500 ? MR_ERR_ARGUMENT : MR_ERR_UNAVAILABLE,
+                         "%s answered %ld: %s", address, http, message);
         json_decref(root);
         return status;
     }
@@ -144,7 +148,8 @@ static mr_status run(transfer *transfers, int count, const char *address, mr_err
             if (message->msg == CURLMSG_DONE && message->easy_handle == transfers[i].curl)
                 codes[i] = message->data.result;
     mr_status status = MR_OK;
-    for (int i = 0; i < count && status == MR_OK; i++) status = judge(&transfers[i], codes[i], address, err);
+    for (int i = 0; i < count && status == MR_OK; i++)
+        status = judge(&transfers[i], codes[i], address, err);
     for (int i = 0; i < count; i++) curl_multi_remove_handle(multi, transfers[i].curl);
     curl_multi_cleanup(multi);
     return status;
@@ -155,7 +160,9 @@ mr_status mr_logits_remote(const char *address, const mr_id_matrix *ids, const m
                            mr_err *err) {
     transfer transfers[2] = {0};
     const int count = beside ? 2 : 1;
-    const char *scheme = strncmp(address, "http://", 7) == 0 || strncmp(address, "https://", 8) == 0 ? "" : "http://";
+    const char *scheme = strncmp(address, "http://", 7) == 0 || strncmp(address, "https://", 8) == 0
+                             ? ""
+                             : "http://";
     char *url = mr_format("%s%s%smemrack/v1/logits", scheme, address,
                           address[0] && address[strlen(address) - 1] == '/' ? "" : "/");
     curl_global_init(CURL_GLOBAL_DEFAULT);

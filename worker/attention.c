@@ -1,8 +1,9 @@
 /* attention.c - rotary attention over the paged KV cache.
  *
- * A query walks the KV blocks from position 0 in blocks of MR_KV_BLOCK_TOKENS and reads keys and values
- * as the cache holds them, those of its own chunk too. Its result is therefore the same however the
- * prompt was cut and whoever shares the step. Softmax runs online: one rescale per block. */
+ * A query walks the KV blocks from position 0 in blocks of MR_KV_BLOCK_TOKENS and reads keys and
+ * values as the cache holds them, those of its own chunk too. Its result is therefore the same
+ * however the prompt was cut and whoever shares the step. Softmax runs online: one rescale per
+ * block. */
 #include "worker/engine_impl.h"
 
 #include "common/ops/dense.h"
@@ -23,7 +24,8 @@ typedef struct {
 static float *cache_at(const mr_engine *e, uint32_t layer, uint32_t which, uint32_t kv_block,
                        uint32_t head) {
     const mr_config *c = e->config;
-    const size_t block = (((size_t)layer * 2 + which) * e->kv_blocks + kv_block) * c->n_kv_heads + head;
+    const size_t block =
+        (((size_t)layer * 2 + which) * e->kv_blocks + kv_block) * c->n_kv_heads + head;
     return e->kv + block * MR_KV_BLOCK_TOKENS * c->head_dim;
 }
 
@@ -51,8 +53,10 @@ static void store_tokens(void *context, uint32_t member, uint32_t first, uint32_
             prepare_head(e, q + (size_t)h * dim, w->weights->q_norm, t);
         for (uint32_t h = 0; h < c->n_kv_heads; h++) {
             prepare_head(e, k + (size_t)h * dim, w->weights->k_norm, t);
-            memcpy(cache_at(e, w->block, 0, kv_block, h) + at, k + (size_t)h * dim, dim * sizeof(float));
-            memcpy(cache_at(e, w->block, 1, kv_block, h) + at, v + (size_t)h * dim, dim * sizeof(float));
+            memcpy(cache_at(e, w->block, 0, kv_block, h) + at, k + (size_t)h * dim,
+                   dim * sizeof(float));
+            memcpy(cache_at(e, w->block, 1, kv_block, h) + at, v + (size_t)h * dim,
+                   dim * sizeof(float));
         }
     }
 }

@@ -29,7 +29,8 @@ static void want(buffers *b, void *at, uint64_t count, uint32_t bytes) {
 
 static void want_step(buffers *b, mr_engine *e) {
     const mr_config *c = e->config;
-    const uint64_t t = e->step_tokens_max, d = c->d_model, kv = (uint64_t)c->n_kv_heads * c->head_dim;
+    const uint64_t t = e->step_tokens_max, d = c->d_model,
+                   kv = (uint64_t)c->n_kv_heads * c->head_dim;
     WANT(e->b.x, t * d);
     WANT(e->b.h, t * d);
     WANT(e->b.f, t * d);
@@ -122,12 +123,15 @@ static mr_status allocate(mr_engine *e, mr_err *err) {
     for (uint32_t i = 0; i < all.used; i++) {
         const buffer *b = &all.list[i];
         void *memory;
-        const mr_status status = mr_try_alloc(&memory, (size_t)b->count, b->bytes, "step buffer", err);
+        const mr_status status =
+            mr_try_alloc(&memory, (size_t)b->count, b->bytes, "step buffer", err);
         if (status != MR_OK) return status;
-        memcpy(b->at, &memory, sizeof(memory)); /* any pointer type: they share one representation */
+        memcpy(b->at, &memory,
+               sizeof(memory)); /* any pointer type: they share one representation */
     }
     void *kv;
-    const mr_status status = mr_try_alloc(&kv, (size_t)kv_floats(e), sizeof(float), "KV cache", err);
+    const mr_status status =
+        mr_try_alloc(&kv, (size_t)kv_floats(e), sizeof(float), "KV cache", err);
     e->kv = kv;
     return status;
 }
@@ -144,8 +148,8 @@ static void release(mr_engine *e) {
     free(e->kv);
 }
 
-/* Which memory layers reach the residual stream: one pending slot, overwritten by a new reading even
- * when the old one is due at that very block. */
+/* Which memory layers reach the residual stream: one pending slot, overwritten by a new reading
+ * even when the old one is due at that very block. */
 static void schedule_memory(mr_engine *e) {
     const uint32_t blocks = e->config->n_layers;
     int32_t slot = -1;
@@ -165,7 +169,8 @@ static mr_status open_retrieval(mr_engine *e, const mr_engine_options *o, mr_err
     const memory_needs needs = needs_of(e->model);
     if (mr_model_memory_count(e->model) == 0) return MR_OK;
     if (o->shard_count == 0)
-        return mr_fail(err, MR_ERR_ARGUMENT, "the model has memory layers and no memshard was given");
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "the model has memory layers and no memshard was given");
     const mr_grid grid = o->grid.row_groups ? o->grid : (mr_grid){1, 1};
     const mr_retrieval_options options = {
         .links = o->shards,
@@ -192,8 +197,10 @@ static mr_status resolve(mr_engine *e, const mr_engine_options *o, mr_err *err) 
     e->step_sequences_max = o->step_sequences_max ? o->step_sequences_max : STEP_SEQUENCES_DEFAULT;
     if (e->step_tokens_max > MR_MAX_STEP_TOKENS || e->step_sequences_max > MR_MAX_STEP_SEQUENCES)
         return mr_fail(err, MR_ERR_LIMIT, "steps of %u tokens and %u sequences; at most %d and %d",
-                       e->step_tokens_max, e->step_sequences_max, MR_MAX_STEP_TOKENS, MR_MAX_STEP_SEQUENCES);
-    const uint32_t context = (e->config->context_tokens + MR_KV_BLOCK_TOKENS - 1) / MR_KV_BLOCK_TOKENS;
+                       e->step_tokens_max, e->step_sequences_max, MR_MAX_STEP_TOKENS,
+                       MR_MAX_STEP_SEQUENCES);
+    const uint32_t context =
+        (e->config->context_tokens + MR_KV_BLOCK_TOKENS - 1) / MR_KV_BLOCK_TOKENS;
     e->kv_blocks = o->kv_blocks ? o->kv_blocks : 2 * context;
     return MR_OK;
 }
@@ -207,7 +214,8 @@ mr_status mr_engine_plan(mr_engine_memory *out, const mr_engine_options *options
     buffers all = {.used = 0};
     want_step(&all, &e);
     if (mr_model_memory_count(e.model) > 0) want_memory(&all, &e);
-    for (uint32_t i = 0; i < all.used; i++) out->buffer_bytes += all.list[i].count * all.list[i].bytes;
+    for (uint32_t i = 0; i < all.used; i++)
+        out->buffer_bytes += all.list[i].count * all.list[i].bytes;
     mr_team_close(e.team);
     const memory_needs needs = needs_of(e.model);
     out->buffer_bytes += e.step_tokens_max * (needs.slots_width * sizeof(int64_t) +
@@ -262,6 +270,10 @@ void mr_engine_info(const mr_engine *engine, mr_wire_worker_info *out) {
                                  .step_sequences_max = engine->step_sequences_max};
 }
 
-void mr_engine_set_trace(mr_engine *engine, const mr_trace *trace) { engine->trace = trace; }
+void mr_engine_set_trace(mr_engine *engine, const mr_trace *trace) {
+    engine->trace = trace;
+}
 
-mr_team *mr_engine_team(mr_engine *engine) { return engine->team; }
+mr_team *mr_engine_team(mr_engine *engine) {
+    return engine->team;
+}

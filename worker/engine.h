@@ -3,8 +3,8 @@
  * A step runs any number of sequences, each with one or more new tokens at known positions, commits
  * their keys and values to the KV blocks the caller names, and samples where asked. Results do not
  * depend on which sequences share a step, on how a prompt is cut into steps, or on threads.
- * Threads: one thread at a time calls step; the engine has a team of compute threads under it. After
- * the first steps of the largest size nothing is allocated. */
+ * Threads: one thread at a time calls step; the engine has a team of compute threads under it.
+ * After the first steps of the largest size nothing is allocated. */
 #ifndef MR_WORKER_ENGINE_H
 #define MR_WORKER_ENGINE_H
 #include "common/model/grid.h"
@@ -26,9 +26,9 @@ typedef struct {
     uint32_t step_sequences_max; /* 0: 64 */
     mr_grid grid;                /* {0, 0}: 1x1 */
     bool two_trips;              /* gate on the worker even where one trip would do */
-    /* Links to the memshards, cell c on link c mod shard_count: sessions to processes, or loop links to
-     * shards in this process. A model with memory layers needs at least one. */
-    mr_link **shards; /* taken over on success: closed with the engine */
+    /* Links to the memshards, cell c on link c mod shard_count: sessions to processes, or loop
+     * links to shards in this process. A model with memory layers needs at least one. */
+    mr_link **shards;             /* taken over on success: closed with the engine */
     const char *const *addresses; /* [shard_count] for reconnecting; copied; NULL for loop links */
     uint32_t shard_count;
     uint32_t retrieval_timeout_ms; /* a shard silent for so long fails the step; 0: 500 */
@@ -36,8 +36,8 @@ typedef struct {
 
 mr_status mr_engine_open(mr_engine **out, const mr_engine_options *options, mr_err *err);
 void mr_engine_close(mr_engine *engine);
-/* The engine's compute threads, idle while the step thread waits for a retrieval: a memshard in the same
- * process may borrow them inside its handler. */
+/* The engine's compute threads, idle while the step thread waits for a retrieval: a memshard in the
+ * same process may borrow them inside its handler. */
 struct mr_team *mr_engine_team(mr_engine *engine);
 void mr_engine_info(const mr_engine *engine, mr_wire_worker_info *out);
 /* Bytes the engine will hold, by kind, before it allocates them: weights, KV cache, buffers. */

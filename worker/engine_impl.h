@@ -15,14 +15,14 @@ typedef struct {
     /* [T][entries] unless stated */
     uint32_t *index, *row;
     uint8_t *slot;
-    float *score;   /* [cores][T * entries] */
-    float *pre;     /* dots, tracing only */
-    float *query;   /* [T][groups * 2 * kdim] */
-    float *x;       /* [T][pre_width] */
-    float *silu;    /* [T][width], memory_plus */
-    float *pooled;  /* [T][slots_out * width] */
-    float *output;  /* [T][d] */
-    float *input;   /* [T][d], kept for memory_plus' gate and for tracing */
+    float *score;                           /* [cores][T * entries] */
+    float *pre;                             /* dots, tracing only */
+    float *query;                           /* [T][groups * 2 * kdim] */
+    float *x;                               /* [T][pre_width] */
+    float *silu;                            /* [T][width], memory_plus */
+    float *pooled;                          /* [T][slots_out * width] */
+    float *output;                          /* [T][d] */
+    float *input;                           /* [T][d], kept for memory_plus' gate and for tracing */
     int16_t *value_exponent, *dot_exponent; /* [T] */
     float *key_score;                       /* [MR_SCORE_TILE][2][n * R] */
     uint8_t *scratch;                       /* [members][scratch_bytes] of selection */
@@ -30,12 +30,12 @@ typedef struct {
 } mr_memory_buffers;
 
 typedef struct {
-    float *x, *h, *f;    /* [T][d] residual stream, normed input, ff_norm output */
-    float *qkv;          /* [T][d + 2 kv] */
-    float *attention;    /* [T][d] */
-    float *ffn;          /* [T][mlp_hidden] */
-    float *out;          /* [T][d] */
-    float *cosine, *sine; /* [T][head_dim / 2] */
+    float *x, *h, *f;              /* [T][d] residual stream, normed input, ff_norm output */
+    float *qkv;                    /* [T][d + 2 kv] */
+    float *attention;              /* [T][d] */
+    float *ffn;                    /* [T][mlp_hidden] */
+    float *out;                    /* [T][d] */
+    float *cosine, *sine;          /* [T][head_dim / 2] */
     uint32_t *position, *sequence; /* [T] */
     uint32_t *block_first;         /* [sequences] into step->blocks */
     float *logits;                 /* [MR_LOGIT_ROWS][head_rows] */
@@ -43,11 +43,11 @@ typedef struct {
     uint64_t *select_scratch;      /* [head_rows + 32] */
     uint32_t *candidates;          /* [head_rows] */
     /* moe */
-    float *router;            /* [T][experts] */
-    uint32_t *expert_index;   /* [T][k] */
-    float *expert_weight;     /* [T][k] */
-    float *expert_out;        /* [T][k][d] */
-    uint32_t *expert_slots;   /* [T * k] tokens of one expert */
+    float *router;                             /* [T][experts] */
+    uint32_t *expert_index;                    /* [T][k] */
+    float *expert_weight;                      /* [T][k] */
+    float *expert_out;                         /* [T][k][d] */
+    uint32_t *expert_slots;                    /* [T * k] tokens of one expert */
     float *expert_x, *expert_gate, *expert_up; /* [T][d], [T][F], [T][F] */
 } mr_step_buffers;
 
@@ -64,7 +64,7 @@ struct mr_engine {
     bool two_trips;
     uint32_t step_tokens_max, step_sequences_max;
     uint32_t kv_blocks;
-    float *kv; /* [n_layers][2][kv_blocks][n_kv_heads][MR_KV_BLOCK_TOKENS][head_dim] */
+    float *kv;             /* [n_layers][2][kv_blocks][n_kv_heads][MR_KV_BLOCK_TOKENS][head_dim] */
     float *rope_frequency; /* [head_dim / 2] */
     bool *memory_added;    /* [memory_count] its output reaches the residual stream */
     int32_t *memory_at;    /* [n_layers] memory layer that reads at this block, or -1 */

@@ -63,7 +63,9 @@ static void score_panels(void *context, uint32_t member, uint32_t first, uint32_
     for (uint32_t side = 0; side < 2; side++) {
         const uint32_t from = first > side * panels ? first - side * panels : 0;
         const uint32_t end = first + count;
-        const uint32_t to = end > (side + 1) * panels ? panels : end > side * panels ? end - side * panels : 0;
+        const uint32_t to = end > (side + 1) * panels ? panels
+                            : end > side * panels     ? end - side * panels
+                                                      : 0;
         if (from >= to) continue;
         const float *query = e->m.query + (size_t)w->token_first * parts * kdim +
                              (group_of(e, w->head) * 2ull + side) * kdim;
@@ -82,14 +84,13 @@ static void select_tokens(void *context, uint32_t member, uint32_t first, uint32
     for (uint32_t i = first; i < first + count; i++) {
         const uint32_t t = w->token_first + i;
         const size_t at = (size_t)t * l->entries + (size_t)w->head * l->knn;
-        const mr_product_key_query query = {
-            .ops = e->ops,
-            .layer = l,
-            .weights = w->weights,
-            .head = w->head,
-            .row_score = e->m.key_score + 2ull * i * n,
-            .column_score = e->m.key_score + (2ull * i + 1) * n,
-            .scratch = e->m.scratch + member * e->m.scratch_bytes};
+        const mr_product_key_query query = {.ops = e->ops,
+                                            .layer = l,
+                                            .weights = w->weights,
+                                            .head = w->head,
+                                            .row_score = e->m.key_score + 2ull * i * n,
+                                            .column_score = e->m.key_score + (2ull * i + 1) * n,
+                                            .scratch = e->m.scratch + member * e->m.scratch_bytes};
         if (!mr_product_key_select(e->m.index + at, e->m.score + at, (size_t)w->tokens * l->entries,
                                    softmax, &query))
             atomic_store(&w->bad_token, t);
@@ -167,25 +168,25 @@ static mr_status ask(work *w, uint32_t index, mr_err *err) {
     mr_engine *e = w->e;
     const mr_memory_layer *l = w->layer;
     const mr_table_shape *table = mr_model_table(e->model, l->table);
-    const mr_retrieval_request request = {
-        .layer = index,
-        .tokens = w->tokens,
-        .entries = l->entries,
-        .cores = l->cores,
-        .slots = l->slots_out,
-        .width = table->width,
-        .pre_width = table->pre_width,
-        .table_rows = table->rows,
-        .accumulator_bits = e->manifest->tables[l->table].accumulator_bits,
-        .gated = l->gated,
-        .gelu = l->gelu,
-        .two_trips = e->two_trips || e->trace != NULL,
-        .row = e->m.row,
-        .slot = e->m.slot,
-        .score = e->m.score,
-        .x = e->m.x,
-        .value_exponent = e->m.value_exponent,
-        .dot_exponent = e->m.dot_exponent};
+    const mr_retrieval_request request = {.layer = index,
+                                          .tokens = w->tokens,
+                                          .entries = l->entries,
+                                          .cores = l->cores,
+                                          .slots = l->slots_out,
+                                          .width = table->width,
+                                          .pre_width = table->pre_width,
+                                          .table_rows = table->rows,
+                                          .accumulator_bits =
+                                              e->manifest->tables[l->table].accumulator_bits,
+                                          .gated = l->gated,
+                                          .gelu = l->gelu,
+                                          .two_trips = e->two_trips || e->trace != NULL,
+                                          .row = e->m.row,
+                                          .slot = e->m.slot,
+                                          .score = e->m.score,
+                                          .x = e->m.x,
+                                          .value_exponent = e->m.value_exponent,
+                                          .dot_exponent = e->m.dot_exponent};
     return mr_retrieval_begin(e->retrieval, &request, err);
 }
 
@@ -201,8 +202,10 @@ mr_status mr_memory_begin(mr_engine *e, uint32_t layer, const float *input, uint
     if (l->gated) mr_engine_gemm(e, e->m.x, pre, input, d, tokens, &weights->pre_proj);
     mr_status status = select_all(&w, err);
     if (status == MR_OK) status = find_exponents(&w, err);
-    if (status == MR_OK) status = ask(&w, layer, err);
-    else mr_fail_prefix(err, status, "memory layer %u", layer);
+    if (status == MR_OK)
+        status = ask(&w, layer, err);
+    else
+        mr_fail_prefix(err, status, "memory layer %u", layer);
     return status;
 }
 
@@ -235,8 +238,8 @@ mr_status mr_memory_finish(mr_engine *e, uint32_t layer, uint32_t tokens, mr_err
     const mr_memory_layer *l = mr_model_memory(e->model, layer);
     const mr_memory_weights *weights = &e->weights.memories[layer];
     const uint32_t width = mr_model_table(e->model, l->table)->width, d = e->config->d_model;
-    const mr_status status = mr_retrieval_finish(e->retrieval, e->m.pooled,
-                                                 e->trace && l->gated ? e->m.pre : NULL, err);
+    const mr_status status =
+        mr_retrieval_finish(e->retrieval, e->m.pooled, e->trace && l->gated ? e->m.pre : NULL, err);
     if (status != MR_OK) return status;
     if (e->config->memory == MR_MEMORY_PLUS) gate_pooled(e, weights, width, tokens);
     if (e->config->memory == MR_MEMORY_PKM)

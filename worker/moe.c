@@ -7,7 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-
 static bool route(mr_engine *e, uint32_t t) {
     const mr_config *c = e->config;
     const uint32_t k = c->experts_per_token;
@@ -55,7 +54,8 @@ static void combine(mr_engine *e, uint32_t t) {
     for (uint32_t done = 0, last = 0; done < k; done++) {
         uint32_t best = UINT32_MAX;
         for (uint32_t i = 0; i < k; i++)
-            if ((done == 0 || index[i] > last) && (best == UINT32_MAX || index[i] < index[best])) best = i;
+            if ((done == 0 || index[i] > last) && (best == UINT32_MAX || index[i] < index[best]))
+                best = i;
         const float weight = e->b.expert_weight[(size_t)t * k + best];
         const float *one = e->b.expert_out + ((size_t)t * k + best) * d;
         for (uint32_t i = 0; i < d; i++) out[i] = out[i] + weight * one[i];
@@ -69,7 +69,8 @@ mr_status mr_moe(mr_engine *e, uint32_t block, uint32_t tokens, mr_err *err) {
     mr_engine_gemm(e, e->b.router, c->experts, e->b.f, c->d_model, tokens, &weights->router);
     for (uint32_t t = 0; t < tokens; t++)
         if (!route(e, t))
-            return mr_fail(err, MR_ERR_RANGE, "block %u: a router score is not a finite number", block);
+            return mr_fail(err, MR_ERR_RANGE, "block %u: a router score is not a finite number",
+                           block);
     for (uint32_t id = 0; id < c->experts; id++) run_expert(e, &weights->experts[id], id, tokens);
     for (uint32_t t = 0; t < tokens; t++) combine(e, t);
     if (e->trace && e->trace->moe) {

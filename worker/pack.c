@@ -41,7 +41,8 @@ mr_status mr_pack_rows(mr_packed *out, const mr_model *model, const char *name, 
     status = alloc_packed(out, element, n, k, name, err);
     if (status == MR_OK)
         for (uint32_t row = 0; row < n; row++)
-            for (uint32_t i = 0; i < k; i++) put(out, row, i, map.data + row * row_bytes + i * size);
+            for (uint32_t i = 0; i < k; i++)
+                put(out, row, i, map.data + row * row_bytes + i * size);
     mr_mapping_close(&map);
     return status;
 }

@@ -18,7 +18,9 @@ mr_status mr_pack_floats(mr_packed *out, uint32_t n, uint32_t k, mr_pack_source 
                          const void *context, const char *what, mr_err *err);
 void mr_packed_free(mr_packed *packed);
 uint64_t mr_packed_bytes(mr_element element, uint64_t n, uint64_t k);
-static inline uint32_t mr_packed_panels(const mr_packed *p) { return (p->n + MR_PANEL - 1) / MR_PANEL; }
+static inline uint32_t mr_packed_panels(const mr_packed *p) {
+    return (p->n + MR_PANEL - 1) / MR_PANEL;
+}
 
 /* All elements of a tensor as fp32. */
 mr_status mr_load_floats(float **out, const mr_model *model, const char *name, mr_err *err);

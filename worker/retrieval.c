@@ -1,7 +1,7 @@
 /* retrieval.c - see retrieval.h. A request goes out as one frame per cell and token range (both the
- * frame and its answer at most MR_MAX_FRAME_BYTES); all frames of a shard leave in one write. A gated
- * layer makes one trip where every cell holds whole rows, else two: partial dots first, then the pool
- * with weights the worker made of them. */
+ * frame and its answer at most MR_MAX_FRAME_BYTES); all frames of a shard leave in one write. A
+ * gated layer makes one trip where every cell holds whole rows, else two: partial dots first, then
+ * the pool with weights the worker made of them. */
 #include "worker/retrieval.h"
 
 #include "common/base/clock.h"
@@ -22,8 +22,8 @@ typedef struct {
     mr_link *link; /* NULL: down */
     char *address; /* NULL: cannot be reconnected */
     uint32_t outstanding;
-    int64_t heard_ns;     /* when it last answered, or was first asked since */
-    int64_t next_try_ns;  /* not before: reconnecting */
+    int64_t heard_ns;    /* when it last answered, or was first asked since */
+    int64_t next_try_ns; /* not before: reconnecting */
     uint64_t bytes_sent_before, bytes_received_before;
 } peer;
 
@@ -62,7 +62,8 @@ mr_status mr_retrieval_open(mr_retrieval **out, const mr_retrieval_options *o, m
                                     sizeof(int64_t), "retrieval sums", err);
     if (status == MR_OK) status = mr_try_alloc(&dots, entries, sizeof(int64_t), "gate dots", err);
     if (status == MR_OK)
-        status = mr_try_alloc(&weight, entries * o->cores_max, sizeof(float), "retrieval weights", err);
+        status =
+            mr_try_alloc(&weight, entries * o->cores_max, sizeof(float), "retrieval weights", err);
     if (status != MR_OK) {
         free(acc);
         free(dots);
@@ -140,12 +141,14 @@ static mr_status reconnect(mr_retrieval *r, uint32_t index, mr_err *err) {
         if (status != MR_OK) mr_link_close(link);
     }
     if (status != MR_OK)
-        return mr_fail_prefix(err, MR_ERR_UNAVAILABLE, "memshard %u at %s is down", index, p->address);
+        return mr_fail_prefix(err, MR_ERR_UNAVAILABLE, "memshard %u at %s is down", index,
+                              p->address);
     const mr_wire_welcome *w = (const void *)welcome;
     if (w->grid_rows != r->grid.row_groups || w->grid_columns != r->grid.width_slices) {
         mr_link_close(link);
-        return mr_fail(err, MR_ERR_MISMATCH, "memshard %u at %s came back with grid %ux%u, expected %ux%u",
-                       index, p->address, w->grid_rows, w->grid_columns, r->grid.row_groups,
+        return mr_fail(err, MR_ERR_MISMATCH,
+                       "memshard %u at %s came back with grid %ux%u, expected %ux%u", index,
+                       p->address, w->grid_rows, w->grid_columns, r->grid.row_groups,
                        r->grid.width_slices);
     }
     p->link = link;
@@ -174,14 +177,14 @@ static void add_pooled(mr_retrieval *r, const pending *a, const uint8_t *payload
     const uint32_t rows = a->tokens * r->q.slots;
     const uint32_t n = (uint32_t)columns.count;
     for (uint32_t i = 0; i < rows; i++) {
-        int64_t *out = r->acc + ((size_t)a->token_first * r->q.slots + i) * r->q.width + columns.first;
+        int64_t *out =
+            r->acc + ((size_t)a->token_first * r->q.slots + i) * r->q.width + columns.first;
         if (r->q.accumulator_bits == 32) {
             const int32_t *in = (const int32_t *)(const void *)payload + (size_t)i * n;
             for (uint32_t c = 0; c < n; c++) out[c] += in[c];
         } else {
             const int64_t *in = (const int64_t *)(const void *)payload + (size_t)i * n;
-            for (uint32_t c = 0; c < n; c++)
-                out[c] = (int64_t)((uint64_t)out[c] + (uint64_t)in[c]);
+            for (uint32_t c = 0; c < n; c++) out[c] = (int64_t)((uint64_t)out[c] + (uint64_t)in[c]);
         }
     }
 }
@@ -209,8 +212,10 @@ static mr_status take(mr_retrieval *r, peer *p, const mr_frame *frame, mr_err *e
     p->outstanding--;
     const mr_status status = mr_answer_check(frame, a->answer_type, a->answer_bytes, err);
     if (status != MR_OK) return status;
-    if (a->answer_type == MR_FRAME_DOTS) add_dots(r, a, frame->payload);
-    else add_pooled(r, a, frame->payload);
+    if (a->answer_type == MR_FRAME_DOTS)
+        add_dots(r, a, frame->payload);
+    else
+        add_pooled(r, a, frame->payload);
     return MR_OK;
 }
 
@@ -239,7 +244,8 @@ static mr_status wait_some(mr_retrieval *r, mr_err *err) {
     int64_t earliest = INT64_MAX;
     for (uint32_t i = 0; i < r->peer_count; i++) {
         peer *p = &r->peers[i];
-        r->wait_set[i] = p->link && (p->outstanding || mr_link_wants_write(p->link)) ? p->link : NULL;
+        r->wait_set[i] =
+            p->link && (p->outstanding || mr_link_wants_write(p->link)) ? p->link : NULL;
         if (r->wait_set[i] && p->heard_ns + r->timeout_ns < earliest)
             earliest = p->heard_ns + r->timeout_ns;
     }
@@ -300,7 +306,8 @@ static uint32_t count_entries(const mr_retrieval *r, const part *p) {
     const size_t count = (size_t)p->tokens * r->q.entries;
     if (p->every_row) return (uint32_t)count;
     uint32_t inside = 0;
-    for (size_t j = 0; j < count; j++) inside += r->q.row[first + j] - p->rows.first < p->rows.count;
+    for (size_t j = 0; j < count; j++)
+        inside += r->q.row[first + j] - p->rows.first < p->rows.count;
     return inside;
 }
 
@@ -320,7 +327,8 @@ static void put_entries(const mr_retrieval *r, const part *p, const mr_wire_retr
             if (slot) slot[used] = r->q.slot[j];
             if (out)
                 for (uint32_t m = 0; m < fixed->cores; m++)
-                    out[(size_t)m * fixed->entries + used] = weight[(m + fixed->core_first) * all + j];
+                    out[(size_t)m * fixed->entries + used] =
+                        weight[(m + fixed->core_first) * all + j];
             used++;
         }
         count[t] = used - before;
@@ -369,10 +377,12 @@ static mr_status send_part(mr_retrieval *r, const part *p, mr_err *err) {
     if (p->mode == MR_RETRIEVE_GATED_POOL) {
         fixed.gelu = r->q.gelu;
         fixed.x_columns = r->q.pre_width;
-    } else if (p->mode == MR_RETRIEVE_DOT) fixed.x_columns = (uint32_t)p->pre_columns.count;
+    } else if (p->mode == MR_RETRIEVE_DOT)
+        fixed.x_columns = (uint32_t)p->pre_columns.count;
     mr_status status = mr_retrieve_lay_out(&at, &fixed, err);
     if (status == MR_OK)
-        status = mr_retrieve_answer_bytes(&answer_bytes, &fixed, (uint32_t)p->columns.count, 4, err);
+        status =
+            mr_retrieve_answer_bytes(&answer_bytes, &fixed, (uint32_t)p->columns.count, 4, err);
     if (status != MR_OK) return status;
     const uint32_t index = p->cell % r->peer_count;
     const mr_wire_header header = {.type = MR_FRAME_RETRIEVE,
@@ -382,8 +392,7 @@ static mr_status send_part(mr_retrieval *r, const part *p, mr_err *err) {
     if (status != MR_OK) return status;
     memset(payload, 0, at.bytes); /* padding is zero */
     memcpy(payload, &fixed, sizeof(fixed));
-    put_entries(r, p, &fixed, &at, payload,
-                p->mode == MR_RETRIEVE_POOL ? r->weight : r->q.score);
+    put_entries(r, p, &fixed, &at, payload, p->mode == MR_RETRIEVE_POOL ? r->weight : r->q.score);
     put_gate(r, p, &fixed, &at, payload);
     mr_link_end(r->peers[index].link);
     add_pending(r, &(pending){.cell = p->cell,
@@ -400,9 +409,11 @@ static mr_status send_part(mr_retrieval *r, const part *p, mr_err *err) {
 static uint32_t tokens_per_frame(const mr_retrieval *r, const part *p) {
     const uint64_t k = r->q.entries;
     uint64_t up = 4 + 4 * k + k, down = 8 * k;
-    if (p->mode == MR_RETRIEVE_DOT) up += 4 * p->pre_columns.count;
+    if (p->mode == MR_RETRIEVE_DOT)
+        up += 4 * p->pre_columns.count;
     else {
-        up += 4 * k * r->q.cores + 4 + (p->mode == MR_RETRIEVE_GATED_POOL ? 4ull * r->q.pre_width : 0);
+        up += 4 * k * r->q.cores + 4 +
+              (p->mode == MR_RETRIEVE_GATED_POOL ? 4ull * r->q.pre_width : 0);
         down = p->columns.count * r->q.slots * (r->q.accumulator_bits / 8);
     }
     const uint64_t most = up > down ? up : down;
@@ -423,7 +434,8 @@ static mr_status send_all(mr_retrieval *r, mr_retrieve_mode mode, mr_err *err) {
         const uint32_t step = tokens_per_frame(r, &p);
         if (step == 0)
             return mr_fail(err, MR_ERR_LIMIT,
-                           "memory layer %u: one token's frame exceeds %d bytes; cut the table into more width slices",
+                           "memory layer %u: one token's frame exceeds %d bytes; cut the table "
+                           "into more width slices",
                            r->q.layer, MR_MAX_FRAME_BYTES);
         for (uint32_t t = 0; t < r->q.tokens; t += step) {
             p.token_first = t;
@@ -462,7 +474,8 @@ static mr_status make_weights(mr_retrieval *r, mr_err *err) {
             if (r->q.gated) weight = mr_gate_weight(dot, weight, r->q.gelu);
             weight = mr_scale_exact(weight, base - r->q.value_exponent[t]);
             if (!isfinite(weight))
-                return mr_fail(err, MR_ERR_RANGE, "memory layer %u: a retrieval weight is not finite", r->q.layer);
+                return mr_fail(err, MR_ERR_RANGE,
+                               "memory layer %u: a retrieval weight is not finite", r->q.layer);
             r->weight[m * all + j] = weight;
         }
     }
@@ -483,7 +496,8 @@ mr_status mr_retrieval_begin(mr_retrieval *r, const mr_retrieval_request *reques
     r->q = *request;
     const bool whole_rows = r->grid.width_slices == 1;
     memset(r->acc, 0, (size_t)r->q.tokens * r->q.slots * r->q.width * sizeof(*r->acc));
-    if (!r->q.gated) status = start_pool(r, err);
+    if (!r->q.gated)
+        status = start_pool(r, err);
     else if (whole_rows && !r->q.two_trips) {
         r->phase = POOLING;
         status = send_all(r, MR_RETRIEVE_GATED_POOL, err);

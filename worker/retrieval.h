@@ -1,10 +1,11 @@
-/* retrieval.h - the worker's side of a memory layer's table: ask the shards, add up what they answer.
+/* retrieval.h - the worker's side of a memory layer's table: ask the shards, add up what they
+ * answer.
  *
  * begin sends, finish waits and adds: what the caller computes in between hides the trip. One
- * retrieval is under way at a time. Answers are integers, so the order in which they come, the number
- * of shards and the grid never show in the result (docs/ARCHITECTURE.md).
- * Threads: the step thread only; it progresses the links itself inside begin, progress and finish.
- * Deadlines: a shard that owes answers and stays silent for timeout_ms fails the retrieval. */
+ * retrieval is under way at a time. Answers are integers, so the order in which they come, the
+ * number of shards and the grid never show in the result (docs/ARCHITECTURE.md). Threads: the step
+ * thread only; it progresses the links itself inside begin, progress and finish. Deadlines: a shard
+ * that owes answers and stays silent for timeout_ms fails the retrieval. */
 #ifndef MR_WORKER_RETRIEVAL_H
 #define MR_WORKER_RETRIEVAL_H
 #include "common/model/grid.h"
@@ -14,9 +15,9 @@
 typedef struct mr_retrieval mr_retrieval;
 
 typedef struct {
-    mr_link **links;               /* [count]; taken over */
-    const char *const *addresses;  /* [count] or NULL (loop links: never reconnected); copied */
-    uint32_t count;                /* cell c is asked from link c mod count */
+    mr_link **links;              /* [count]; taken over */
+    const char *const *addresses; /* [count] or NULL (loop links: never reconnected); copied */
+    uint32_t count;               /* cell c is asked from link c mod count */
     mr_grid grid;
     mr_digest digest;
     uint32_t timeout_ms;
@@ -43,7 +44,8 @@ mr_status mr_retrieval_open(mr_retrieval **out, const mr_retrieval_options *opti
 void mr_retrieval_close(mr_retrieval *retrieval);
 
 mr_status mr_retrieval_begin(mr_retrieval *r, const mr_retrieval_request *request, mr_err *err);
-mr_status mr_retrieval_progress(mr_retrieval *r, mr_err *err); /* takes what has come; never waits */
+mr_status mr_retrieval_progress(mr_retrieval *r,
+                                mr_err *err); /* takes what has come; never waits */
 /* out: [tokens][slots][width] fp32, each the one rounding of an exact sum. dot: [tokens][entries]
  * the gate's dots as fp32 (two trips only), or NULL. */
 mr_status mr_retrieval_finish(mr_retrieval *r, float *out, float *dot, mr_err *err);

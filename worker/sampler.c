@@ -2,8 +2,8 @@
  *
  * Order of the filters: temperature, top-k, top-p, min-p, then a draw. The draw's number comes from
  * Philox keyed by the seed with (choice, output position) as counter, so neither the batch nor a
- * restart can shift it. Candidates are ordered by logit, ties by lower id; only ids below vocab_size
- * take part. Sums run in double in that order. */
+ * restart can shift it. Candidates are ordered by logit, ties by lower id; only ids below
+ * vocab_size take part. Sums run in double in that order. */
 #include "worker/engine_impl.h"
 
 #include "common/ops/math.h"
@@ -110,8 +110,10 @@ mr_status mr_sample(mr_engine *e, const mr_wire_sequence *s, const float *logits
     if (s->temperature <= 0) {
         e->ops->select(candidates, logits, d.vocab, 1, e->b.select_scratch);
         token = candidates[0];
-    } else token = pick(e, &d, s);
-    *out = (mr_wire_sampled){.id = s->id, .token = (int32_t)token, .logprob = logprob_of(&d, token)};
+    } else
+        token = pick(e, &d, s);
+    *out =
+        (mr_wire_sampled){.id = s->id, .token = (int32_t)token, .logprob = logprob_of(&d, token)};
     out->top_count = s->logprobs < d.vocab ? s->logprobs : d.vocab;
     if (out->top_count == 0) return MR_OK;
     e->ops->select(candidates, logits, d.vocab, out->top_count, e->b.select_scratch);

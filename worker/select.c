@@ -1,9 +1,10 @@
 /* select.c - product-key top-k: from key scores of both sides to the best pairs.
  *
- * TDQKR (UltraMem, arXiv 2411.12364, section 3; docs/MODELS.md): each side's R scores are collapsed by
- * the rank-1 vectors u, v to pick knn rows and knn columns, then every pair of those is scored with all
- * cores and the best knn by the sum over cores are kept. With R = M = 1, u = v = 1 and sums instead of
- * products this is the plain product-key search of PKM and Memory+ (arXiv 1907.05242).
+ * TDQKR (UltraMem, arXiv 2411.12364, section 3; docs/MODELS.md): each side's R scores are collapsed
+ * by the rank-1 vectors u, v to pick knn rows and knn columns, then every pair of those is scored
+ * with all cores and the best knn by the sum over cores are kept. With R = M = 1, u = v = 1 and
+ * sums instead of products this is the plain product-key search of PKM and Memory+ (arXiv
+ * 1907.05242).
  *
  * Ties go to the lower key index, then to the lower virtual index: candidates are sorted by index
  * before pairing, so that a pair's place grows with its virtual index. */
@@ -15,13 +16,13 @@
 #include <string.h>
 
 typedef struct {
-    float *collapsed;      /* [n] */
+    float *collapsed;         /* [n] */
     uint32_t *rows, *columns; /* [knn] */
-    uint64_t *heap;        /* [max(n, knn^2) bounded by k + 32] */
-    float *left;           /* [knn][M][R] row scores through the cores */
-    float *sum;            /* [knn * knn] */
-    float *parts;          /* [M][knn * knn] */
-    uint32_t *best;        /* [knn] */
+    uint64_t *heap;           /* [max(n, knn^2) bounded by k + 32] */
+    float *left;              /* [knn][M][R] row scores through the cores */
+    float *sum;               /* [knn * knn] */
+    float *parts;             /* [M][knn * knn] */
+    uint32_t *best;           /* [knn] */
 } room;
 
 static size_t lay_out(room *out, const mr_memory_layer *l, uint8_t *base) {
@@ -53,7 +54,8 @@ size_t mr_product_key_scratch(const mr_memory_layer *layer) {
 static void sort_ascending(uint32_t *x, uint32_t n) {
     for (uint32_t end = n, start = n / 2; end > 1;) {
         uint32_t value, at;
-        if (start > 0) value = x[at = --start];
+        if (start > 0)
+            value = x[at = --start];
         else {
             value = x[--end];
             x[end] = x[0];
@@ -137,8 +139,10 @@ bool mr_product_key_select(uint32_t *index, float *score, size_t core_stride, bo
     lay_out(&r, l, q->scratch);
     if (!best_keys(r.rows, q, &r, q->row_score, u)) return false;
     if (!best_keys(r.columns, q, &r, q->column_score, v)) return false;
-    if (u) pair_products(q, &r);
-    else pair_sums(q, &r);
+    if (u)
+        pair_products(q, &r);
+    else
+        pair_sums(q, &r);
     if (!q->ops->select(r.best, r.sum, (uint32_t)pairs, knn, r.heap)) return false;
     for (uint32_t e = 0; e < knn; e++) {
         const uint32_t pair = r.best[e];

@@ -33,8 +33,10 @@ void mr_engine_gemm(mr_engine *e, float *y, size_t y_stride, const float *x, siz
 }
 
 void mr_engine_norm(const mr_engine *e, float *y, const float *x, const float *w, uint32_t n) {
-    if (e->config->norm == MR_NORM_RMS) mr_rms_norm(y, x, w, n, e->config->norm_eps);
-    else mr_layer_norm(y, x, w, n, e->config->norm_eps);
+    if (e->config->norm == MR_NORM_RMS)
+        mr_rms_norm(y, x, w, n, e->config->norm_eps);
+    else
+        mr_layer_norm(y, x, w, n, e->config->norm_eps);
 }
 
 typedef struct {
@@ -53,7 +55,8 @@ static void norm_rows(void *context, uint32_t member, uint32_t first, uint32_t c
         mr_engine_norm(w->e, w->to + t * d, w->from + t * d, w->weight, d);
 }
 
-static void norm_all(mr_engine *e, float *to, const float *from, const float *weight, uint32_t rows) {
+static void norm_all(mr_engine *e, float *to, const float *from, const float *weight,
+                     uint32_t rows) {
     rows_work w = {.e = e, .weight = weight, .to = to, .from = from};
     mr_team_run(e->team, norm_rows, &w, rows);
 }
@@ -66,7 +69,8 @@ static void add_rows(mr_engine *e, const float *x, uint32_t rows) {
 
 static mr_status check_sequence(const mr_engine *e, const mr_wire_sequence *s, mr_err *err) {
     const uint64_t end = (uint64_t)s->position + s->token_count;
-    if (s->token_count == 0) return mr_fail(err, MR_ERR_RANGE, "a sequence of a step has no tokens");
+    if (s->token_count == 0)
+        return mr_fail(err, MR_ERR_RANGE, "a sequence of a step has no tokens");
     if (end > e->config->context_tokens)
         return mr_fail(err, MR_ERR_RANGE, "a sequence reaches position %llu; the context has %u",
                        (unsigned long long)end, e->config->context_tokens);
@@ -85,7 +89,8 @@ static mr_status check_step(const mr_engine *e, const mr_step *step, mr_err *err
         return mr_fail(err, MR_ERR_RANGE, "a step without tokens");
     if (step->sequence_count > e->step_sequences_max || step->token_count > e->step_tokens_max)
         return mr_fail(err, MR_ERR_LIMIT, "a step of %u sequences and %u tokens; at most %u and %u",
-                       step->sequence_count, step->token_count, e->step_sequences_max, e->step_tokens_max);
+                       step->sequence_count, step->token_count, e->step_sequences_max,
+                       e->step_tokens_max);
     for (uint32_t i = 0; i < step->sequence_count; i++) {
         const mr_status status = check_sequence(e, &step->sequences[i], err);
         if (status != MR_OK) return status;
@@ -100,7 +105,8 @@ static mr_status check_step(const mr_engine *e, const mr_step *step, mr_err *err
                            e->config->head_rows);
     for (uint32_t i = 0; i < step->block_count; i++)
         if (step->blocks[i] >= e->kv_blocks)
-            return mr_fail(err, MR_ERR_RANGE, "KV block %u; there are %u", step->blocks[i], e->kv_blocks);
+            return mr_fail(err, MR_ERR_RANGE, "KV block %u; there are %u", step->blocks[i],
+                           e->kv_blocks);
     return MR_OK;
 }
 
@@ -126,7 +132,8 @@ static void embed_rows(void *context, uint32_t member, uint32_t first, uint32_t 
     for (size_t t = first; t < (size_t)first + count; t++) {
         const uint64_t row = (uint64_t)w->step->tokens[t] * d;
         for (uint32_t i = 0; i < d; i++)
-            e->b.x[t * d + i] = mr_element_at(e->weights.embedding.data, e->weights.embedding_element, row + i);
+            e->b.x[t * d + i] =
+                mr_element_at(e->weights.embedding.data, e->weights.embedding_element, row + i);
         mr_rope_angles(e->b.cosine + t * half, e->b.sine + t * half, e->rope_frequency, half,
                        e->b.position[t]);
     }
@@ -183,8 +190,7 @@ static mr_status read_memory(mr_engine *e, pending_memory *p, uint32_t block, ui
 
 static mr_status add_memory(mr_engine *e, pending_memory *p, uint32_t block, uint32_t tokens,
                             mr_err *err) {
-    if (p->layer < 0 ||
-        mr_model_memory(e->model, (uint32_t)p->layer)->destination != block)
+    if (p->layer < 0 || mr_model_memory(e->model, (uint32_t)p->layer)->destination != block)
         return MR_OK;
     const mr_status status = mr_memory_finish(e, (uint32_t)p->layer, tokens, err);
     if (status != MR_OK) return status;
@@ -230,7 +236,8 @@ static mr_status report_rows(mr_engine *e, const mr_step *step, const wanted_row
         const uint32_t position = e->b.position[rows[i].token];
         if ((s->flags & MR_SEQUENCE_LOGITS) && sink->logits)
             sink->logits(sink->context, rows[i].sequence, position, logits, columns);
-        if (!(s->flags & MR_SEQUENCE_SAMPLE) || position + 1 != s->position + s->token_count) continue;
+        if (!(s->flags & MR_SEQUENCE_SAMPLE) || position + 1 != s->position + s->token_count)
+            continue;
         mr_wire_sampled sampled;
         mr_wire_logprob top[MR_MAX_LOGPROBS];
         const mr_status status = mr_sample(e, s, logits, &sampled, top, err);
@@ -246,7 +253,8 @@ static mr_status report(mr_engine *e, const mr_step *step, const mr_step_sink *s
     for (uint32_t t = 0; t < step->token_count; t++) {
         const mr_wire_sequence *s = &step->sequences[e->b.sequence[t]];
         const bool last = e->b.position[t] + 1 == s->position + s->token_count;
-        if (!(s->flags & MR_SEQUENCE_LOGITS) && !(last && (s->flags & MR_SEQUENCE_SAMPLE))) continue;
+        if (!(s->flags & MR_SEQUENCE_LOGITS) && !(last && (s->flags & MR_SEQUENCE_SAMPLE)))
+            continue;
         rows[count++] = (wanted_row){e->b.sequence[t], t};
         if (count < MR_LOGIT_ROWS) continue;
         const mr_status status = report_rows(e, step, rows, count, sink, err);

@@ -1,15 +1,15 @@
-/* trace.h - what happens inside a step, for `memrack logits --trace`. Tracing makes the worker select
- * and gate itself (two trips) and computes memory layers whose output is lost too. */
+/* trace.h - what happens inside a step, for `memrack logits --trace`. Tracing makes the worker
+ * select and gate itself (two trips) and computes memory layers whose output is lost too. */
 #ifndef MR_WORKER_TRACE_H
 #define MR_WORKER_TRACE_H
 #include "worker/engine.h"
 
 typedef struct {
     uint32_t layer, tokens, entries, cores;
-    const uint32_t *index; /* [tokens][entries] virtual index after the shuffle */
-    const uint32_t *row;   /* [tokens][entries] table row */
-    const float *score;    /* [cores][tokens * entries] */
-    const float *pre;      /* [tokens][entries] dot before GELU; NULL where not gated */
+    const uint32_t *index;       /* [tokens][entries] virtual index after the shuffle */
+    const uint32_t *row;         /* [tokens][entries] table row */
+    const float *score;          /* [cores][tokens * entries] */
+    const float *pre;            /* [tokens][entries] dot before GELU; NULL where not gated */
     const float *input, *output; /* [tokens][d_model] */
 } mr_memory_trace;
 

@@ -84,8 +84,10 @@ static void normalise_keys(float *keys, const float *w, const mr_memory_layer *l
         for (uint32_t r = 0; r < l->rank; r++) {
             float *at = keys + (size_t)n * l->key_dim * l->rank + r;
             for (uint32_t i = 0; i < l->key_dim; i++) column[i] = at[(size_t)i * l->rank];
-            if (c->norm == MR_NORM_RMS) mr_rms_norm(column, column, w, l->key_dim, c->norm_eps);
-            else mr_layer_norm(column, column, w, l->key_dim, c->norm_eps);
+            if (c->norm == MR_NORM_RMS)
+                mr_rms_norm(column, column, w, l->key_dim, c->norm_eps);
+            else
+                mr_layer_norm(column, column, w, l->key_dim, c->norm_eps);
             for (uint32_t i = 0; i < l->key_dim; i++) at[(size_t)i * l->rank] = column[i];
         }
 }
@@ -94,7 +96,8 @@ static mr_status open_keys(mr_memory_weights *m, const mr_model *model, uint32_t
                            mr_err *err) {
     const mr_config *c = mr_model_config(model);
     const mr_memory_layer *l = mr_model_memory(model, layer);
-    const bool normalised = c->memory == MR_MEMORY_ULTRAMEM_V1 || c->memory == MR_MEMORY_ULTRAMEM_V2;
+    const bool normalised =
+        c->memory == MR_MEMORY_ULTRAMEM_V1 || c->memory == MR_MEMORY_ULTRAMEM_V2;
     const size_t side = (size_t)l->keys_per_side * l->key_dim * l->rank;
     float *all, *norm = NULL;
     TRY(mr_load_floats(&all, model, MEM("keys"), err));
@@ -104,8 +107,8 @@ static mr_status open_keys(mr_memory_weights *m, const mr_model *model, uint32_t
     for (uint32_t i = 0; i < 2 * l->heads && status == MR_OK; i++) {
         const key_source source = {all + i * side, l->key_dim, l->rank};
         if (normalised) normalise_keys(all + i * side, norm, l, c);
-        status = mr_pack_floats(&m->keys[i], l->keys_per_side * l->rank, l->key_dim, key_at, &source,
-                                "product keys", err);
+        status = mr_pack_floats(&m->keys[i], l->keys_per_side * l->rank, l->key_dim, key_at,
+                                &source, "product keys", err);
     }
     free(all);
     free(norm);
@@ -121,8 +124,8 @@ static mr_status open_cores(mr_memory_weights *m, const mr_model *model, uint32_
     m->core = mr_alloc_array(l->cores * core, sizeof(float));
     for (uint32_t i = 0; i < l->cores; i++) {
         float *one;
-        TRY(mr_load_floats(&one, model, named("transformer.mem_blocks.%u.tucker_core.%u", layer, i).text,
-                           err));
+        TRY(mr_load_floats(&one, model,
+                           named("transformer.mem_blocks.%u.tucker_core.%u", layer, i).text, err));
         memcpy(m->core + i * core, one, core * sizeof(float));
         free(one);
     }
@@ -145,15 +148,17 @@ static mr_status open_shuffle(mr_memory_weights *m, const mr_model *model, uint3
         int64_t value;
         memcpy(&value, map.data + 8 * i, sizeof(value));
         if (value < 0 || (uint64_t)value >= n) {
-            status = mr_fail(err, MR_ERR_FORMAT, "tensor %s: entry %llu is %lld, outside [0, %llu)", t->name,
-                             (unsigned long long)i, (long long)value, (unsigned long long)n);
+            status =
+                mr_fail(err, MR_ERR_FORMAT, "tensor %s: entry %llu is %lld, outside [0, %llu)",
+                        t->name, (unsigned long long)i, (long long)value, (unsigned long long)n);
             break;
         }
         uint8_t *byte = (uint8_t *)seen + value / 8;
         const uint8_t bit = (uint8_t)(1u << (value % 8));
         if (*byte & bit)
-            status = mr_fail(err, MR_ERR_FORMAT, "tensor %s: %lld occurs twice; it must be a permutation",
-                             t->name, (long long)value);
+            status = mr_fail(err, MR_ERR_FORMAT,
+                             "tensor %s: %lld occurs twice; it must be a permutation", t->name,
+                             (long long)value);
         *byte |= bit;
         m->shuffle[i] = (uint32_t)value;
     }
@@ -179,10 +184,12 @@ static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32
     if (pkm) return MR_OK;
     TRY(mr_pack_rows(&m->value_proj, model, MEM("values_proj.weight"), 0, c->d_model, err));
     if (c->memory == MR_MEMORY_PLUS)
-        return mr_pack_rows(&m->silu_proj, model, MEM("swilu_projection.weight"), 0, c->mem_vdim, err);
+        return mr_pack_rows(&m->silu_proj, model, MEM("swilu_projection.weight"), 0, c->mem_vdim,
+                            err);
     TRY(open_cores(m, model, layer, err));
     if (l->gated)
-        TRY(mr_pack_rows(&m->pre_proj, model, MEM("pre_values_proj.weight"), 0, c->mem_pre_vdim, err));
+        TRY(mr_pack_rows(&m->pre_proj, model, MEM("pre_values_proj.weight"), 0, c->mem_pre_vdim,
+                         err));
     return open_shuffle(m, model, layer, err);
 }
 
@@ -200,7 +207,8 @@ mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_progress pr
         status = mr_pack_rows(&out->head, model,
                               c->tied ? "transformer.wte.weight" : "transformer.ff_out.weight", 0,
                               c->head_rows, err);
-    if (status == MR_OK) status = mr_load_floats(&out->final_norm, model, "transformer.ln_f.weight", err);
+    if (status == MR_OK)
+        status = mr_load_floats(&out->final_norm, model, "transformer.ln_f.weight", err);
     for (uint32_t i = 0; i < c->n_layers && status == MR_OK; i++) {
         status = open_block(&out->blocks[i], model, i, err);
         if (progress) progress(context, "loading weights", (double)(i + 1) / parts);
@@ -268,11 +276,15 @@ void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_mod
         const mr_tensor *t = mr_model_tensor(model, i);
         bool table = false;
         for (uint32_t k = 0; k < mr_model_table_count(model); k++)
-            table |= t == mr_model_table(model, k)->values || t == mr_model_table(model, k)->pre_values;
+            table |=
+                t == mr_model_table(model, k)->values || t == mr_model_table(model, k)->pre_values;
         if (table) continue;
-        if (t->dtype == MR_DTYPE_I64) *index_bytes += t->bytes / 2; /* kept as u32 */
-        else if (strstr(t->name, ".keys")) *weight_bytes += t->bytes / mr_dtype_bytes(t->dtype) * 4;
-        else *weight_bytes += t->bytes;
+        if (t->dtype == MR_DTYPE_I64)
+            *index_bytes += t->bytes / 2; /* kept as u32 */
+        else if (strstr(t->name, ".keys"))
+            *weight_bytes += t->bytes / mr_dtype_bytes(t->dtype) * 4;
+        else
+            *weight_bytes += t->bytes;
     }
     if (c->tied) /* packed for the head; the embedding itself is only mapped */
         return;

@@ -23,24 +23,24 @@ typedef struct {
  * packed matrix per head and side: output n * R + r, input kdim. */
 typedef struct {
     mr_packed query_proj;
-    float *query_bias;  /* pkm, else NULL */
-    float *query_norm;  /* [kdim] or NULL */
-    uint32_t groups;    /* query groups: the projection gives [groups][2][kdim] */
-    mr_packed *keys;    /* [heads][2] */
-    float *core;        /* [cores][heads][R][R] */
-    float *u, *v;       /* [heads][R] */
-    uint32_t *shuffle;  /* [n * n] or NULL */
-    mr_packed pre_proj; /* [pre_width][d]; empty where not gated */
+    float *query_bias;    /* pkm, else NULL */
+    float *query_norm;    /* [kdim] or NULL */
+    uint32_t groups;      /* query groups: the projection gives [groups][2][kdim] */
+    mr_packed *keys;      /* [heads][2] */
+    float *core;          /* [cores][heads][R][R] */
+    float *u, *v;         /* [heads][R] */
+    uint32_t *shuffle;    /* [n * n] or NULL */
+    mr_packed pre_proj;   /* [pre_width][d]; empty where not gated */
     mr_packed value_proj; /* [d][slots_out * width]; empty for pkm */
     mr_packed silu_proj;  /* memory_plus: [width][d] */
 } mr_memory_weights;
 
 typedef struct {
-    mr_mapping embedding;   /* rows of transformer.wte.weight, as stored */
+    mr_mapping embedding; /* rows of transformer.wte.weight, as stored */
     mr_element embedding_element;
     mr_packed head; /* [head_rows][d] */
     float *final_norm;
-    mr_block_weights *blocks;   /* [n_layers] */
+    mr_block_weights *blocks;    /* [n_layers] */
     mr_memory_weights *memories; /* [memory_count] */
 } mr_weights;
 

@@ -15,12 +15,16 @@ static bool too_deep(const char *text, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) {
         const char c = text[i];
         if (in_string) {
-            if (c == '\\') i++;
-            else if (c == '"') in_string = false;
-        } else if (c == '"') in_string = true;
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = false;
+        } else if (c == '"')
+            in_string = true;
         else if (c == '{' || c == '[') {
             if (++depth > MR_MAX_JSON_DEPTH) return true;
-        } else if (c == '}' || c == ']') depth--;
+        } else if (c == '}' || c == ']')
+            depth--;
     }
     return false;
 }
@@ -53,14 +57,21 @@ mr_status mr_json_load(json_t **out, const char *path, size_t bytes_max, mr_err 
 const char *mr_json_type_name(const json_t *value) {
     if (!value) return "nothing";
     switch (json_typeof(value)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "an array";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a number with a fraction";
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a number with a fraction";
     case JSON_TRUE:
-    case JSON_FALSE: return "a boolean";
-    case JSON_NULL: return "null";
+    case JSON_FALSE:
+        return "a boolean";
+    case JSON_NULL:
+        return "null";
     }
     return "something else";
 }

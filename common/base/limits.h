@@ -10,8 +10,8 @@
 
 enum {
     /* model files */
-    MR_MAX_CONFIG_BYTES = 16 << 20,            /* config.json, tokenizer_config.json, manifest */
-    MR_MAX_TOKENIZER_BYTES = 64 << 20,         /* tokenizer.json */
+    MR_MAX_CONFIG_BYTES = 16 << 20,              /* config.json, tokenizer_config.json, manifest */
+    MR_MAX_TOKENIZER_BYTES = 64 << 20,           /* tokenizer.json */
     MR_MAX_SAFETENSORS_HEADER_BYTES = 100 << 20, /* as the official reader */
     MR_MAX_TENSORS = 1 << 20,
     MR_MAX_TENSOR_DIMS = 8,
@@ -36,7 +36,7 @@ enum {
 
     /* cluster */
     MR_MAX_MEMSHARDS = 1024,
-    MR_MAX_CELLS = 65536, /* row groups x width slices */
+    MR_MAX_CELLS = 65536,         /* row groups x width slices */
     MR_MAX_FRAME_BYTES = 1 << 20, /* payload of one data-plane frame */
     MR_MAX_FRAMES_OUTSTANDING = 4096,
     MR_MAX_LINK_BACKLOG_BYTES = 64 << 20,
@@ -55,25 +55,25 @@ enum {
     MR_MAX_STOP_STRINGS = 16,
     MR_MAX_STOP_BYTES = 1024,
     MR_MAX_LOGPROBS = 20,
-    MR_MAX_REQUEST_SEQUENCES = 256,  /* prompts x n of one request */
-    MR_MAX_MESSAGES = 4096,          /* of one chat request */
-    MR_MAX_QUEUED_TOKENS = 16 << 20, /* prompt tokens waiting, all requests together */
-    MR_MAX_REPLY_BYTES = 64 << 20,   /* of a JSON reply that is not streamed */
-    MR_MAX_LOGITS_BYTES = 512 << 20, /* of one logits reply */
+    MR_MAX_REQUEST_SEQUENCES = 256,          /* prompts x n of one request */
+    MR_MAX_MESSAGES = 4096,                  /* of one chat request */
+    MR_MAX_QUEUED_TOKENS = 16 << 20,         /* prompt tokens waiting, all requests together */
+    MR_MAX_REPLY_BYTES = 64 << 20,           /* of a JSON reply that is not streamed */
+    MR_MAX_LOGITS_BYTES = 512 << 20,         /* of one logits reply */
     MR_MAX_STREAM_BACKLOG_BYTES = 256 << 10, /* unsent bytes of one stream: beyond, it is cut */
     MR_MAX_HTTP_HEADERS = 128,
     MR_MAX_HTTP_BUFFERED_BYTES = 512 << 20, /* request bodies being received, all together */
 
     /* tokenizers */
-    MR_MAX_TEXT_BYTES = 1 << 30,       /* of one text to encode */
-    MR_MAX_TOKEN_BYTES = 8192,         /* text of one token */
+    MR_MAX_TEXT_BYTES = 1 << 30, /* of one text to encode */
+    MR_MAX_TOKEN_BYTES = 8192,   /* text of one token */
     MR_MAX_ADDED_TOKENS = 1 << 16,
     MR_MAX_ADDED_TOKEN_BYTES = 512,
     MR_MAX_ADDED_TRIE_NODES = 1 << 22, /* bytes of all added tokens, shared prefixes once */
     MR_MAX_PRE_TOKENIZERS = 16,
     MR_MAX_REGEX_BYTES = 16 << 10,
-    MR_MAX_TEMPLATE_TOKENS = 16,       /* special tokens the post-processor adds */
-    MR_MAX_REGEX_STEPS = 16 << 20,     /* backtracking steps of one match */
+    MR_MAX_TEMPLATE_TOKENS = 16,   /* special tokens the post-processor adds */
+    MR_MAX_REGEX_STEPS = 16 << 20, /* backtracking steps of one match */
 };
 
 _Static_assert(MR_MAX_CELLS >= MR_MAX_MEMSHARDS, "every shard can hold a cell");

@@ -26,8 +26,10 @@ static size_t escape(char *out, size_t room, const char *text) {
         if (c == '"' || c == '\\') {
             out[used++] = '\\';
             out[used++] = (char)c;
-        } else if (c < 0x20 || c == 0x7f) used += (size_t)snprintf(out + used, room - used, "\\u%04x", c);
-        else out[used++] = (char)c;
+        } else if (c < 0x20 || c == 0x7f)
+            used += (size_t)snprintf(out + used, room - used, "\\u%04x", c);
+        else
+            out[used++] = (char)c;
     }
     out[used] = '\0';
     return used;
@@ -45,8 +47,10 @@ void mr_log(mr_log_level level, const char *format, ...) {
     int bytes;
     if (setup.plain) {
         if (level <= MR_LOG_WARN)
-            bytes = snprintf(line, sizeof(line), "%s: %s: %s\n", setup.component, names[level], text);
-        else bytes = snprintf(line, sizeof(line), "%s: %s\n", setup.component, text);
+            bytes =
+                snprintf(line, sizeof(line), "%s: %s: %s\n", setup.component, names[level], text);
+        else
+            bytes = snprintf(line, sizeof(line), "%s: %s\n", setup.component, text);
     } else {
         struct timespec now;
         struct tm date;
@@ -54,9 +58,10 @@ void mr_log(mr_log_level level, const char *format, ...) {
         clock_gettime(CLOCK_REALTIME, &now);
         gmtime_r(&now.tv_sec, &date);
         strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%S", &date);
-        bytes = snprintf(line, sizeof(line),
-                         "{\"ts\":\"%s.%03ldZ\",\"level\":\"%s\",\"component\":\"%s\",\"event\":\"%s\"}\n",
-                         stamp, now.tv_nsec / 1000000, names[level], setup.component, escaped);
+        bytes = snprintf(
+            line, sizeof(line),
+            "{\"ts\":\"%s.%03ldZ\",\"level\":\"%s\",\"component\":\"%s\",\"event\":\"%s\"}\n",
+            stamp, now.tv_nsec / 1000000, names[level], setup.component, escaped);
     }
     if (bytes < 0) return;
     if ((size_t)bytes >= sizeof(line)) bytes = (int)sizeof(line) - 1;

@@ -11,7 +11,9 @@ static void die(size_t bytes) {
     abort();
 }
 
-void *mr_alloc(size_t bytes) { return mr_alloc_array(1, bytes); }
+void *mr_alloc(size_t bytes) {
+    return mr_alloc_array(1, bytes);
+}
 
 void *mr_alloc_array(size_t count, size_t bytes) {
     if (count == 0 || bytes == 0) count = bytes = 1;
@@ -27,7 +29,9 @@ void *mr_realloc_array(void *old, size_t count, size_t bytes) {
     return memory;
 }
 
-char *mr_strdup(const char *text) { return mr_strndup(text, strlen(text)); }
+char *mr_strdup(const char *text) {
+    return mr_strndup(text, strlen(text));
+}
 
 char *mr_strndup(const char *text, size_t bytes) {
     char *copy = mr_alloc(bytes + 1);

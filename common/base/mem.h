@@ -13,7 +13,8 @@ void *mr_alloc_array(size_t count, size_t bytes); /* zeroed; aborts on overflow 
 void *mr_realloc_array(void *old, size_t count, size_t bytes); /* new part is not zeroed; aborts */
 char *mr_strdup(const char *text);
 char *mr_strndup(const char *text, size_t bytes); /* copies bytes, adds a terminator */
-char *mr_format(const char *format, ...) __attribute__((format(printf, 1, 2))); /* owned by caller */
+char *mr_format(const char *format, ...)
+    __attribute__((format(printf, 1, 2))); /* owned by caller */
 
 /* Zeroed and aligned to 64 bytes, for weights, caches and buffers; *out is NULL on failure and err
  * says what (a noun, "KV cache") needed how much. */

@@ -29,8 +29,12 @@ static mr_status store(const mr_option *o, const char *text, mr_err *err) {
     char *end;
     errno = 0;
     switch (o->kind) {
-    case MR_OPT_FLAG: *(bool *)o->out = true; return MR_OK;
-    case MR_OPT_TEXT: *(const char **)o->out = text; return MR_OK;
+    case MR_OPT_FLAG:
+        *(bool *)o->out = true;
+        return MR_OK;
+    case MR_OPT_TEXT:
+        *(const char **)o->out = text;
+        return MR_OK;
     case MR_OPT_LIST: {
         mr_text_list *list = o->out;
         list->items = mr_realloc_array(list->items, list->count + 1, sizeof(*list->items));
@@ -69,7 +73,8 @@ mr_status mr_options_parse(const mr_command_spec *spec, int argc, char **argv,
     int count = 0, code, at = 0;
     for (const mr_option *o = spec->options; o->name && count < OPTIONS_MAX; o++, count++) {
         const bool takes = o->kind != MR_OPT_FLAG;
-        table[count] = (struct option){o->name, takes ? required_argument : no_argument, NULL, 256 + count};
+        table[count] =
+            (struct option){o->name, takes ? required_argument : no_argument, NULL, 256 + count};
         if (o->letter) {
             const size_t used = strlen(letters);
             letters[used] = o->letter;
@@ -90,7 +95,8 @@ mr_status mr_options_parse(const mr_command_spec *spec, int argc, char **argv,
             return mr_fail(err, MR_ERR_ARGUMENT, "%s needs a value; try --help", argv[optind - 1]);
         if (code == '?')
             return mr_fail(err, MR_ERR_ARGUMENT, "unknown option %s; try --help", argv[optind - 1]);
-        if (code >= 256) o = &spec->options[code - 256];
+        if (code >= 256)
+            o = &spec->options[code - 256];
         else
             for (const mr_option *p = spec->options; p->name; p++)
                 if (p->letter == code) o = p;

@@ -9,14 +9,14 @@
 typedef enum { MR_OPT_FLAG, MR_OPT_INT, MR_OPT_DOUBLE, MR_OPT_TEXT, MR_OPT_LIST } mr_option_kind;
 
 typedef struct {
-    const char *name;     /* long name without dashes */
-    char letter;          /* short form, or 0 */
+    const char *name; /* long name without dashes */
+    char letter;      /* short form, or 0 */
     mr_option_kind kind;
     void *out;            /* bool*, int64_t*, double*, const char**, mr_text_list* */
     double min, max;      /* for numbers, inclusive */
     const char *argument; /* shown in help: "N", "FILE" */
     const char *help;     /* one sentence, with the default */
-} mr_option; /* a row with name NULL ends the table */
+} mr_option;              /* a row with name NULL ends the table */
 
 typedef struct {
     const char **items;

@@ -45,19 +45,32 @@ mr_status mr_fail_prefix(mr_err *err, mr_status status, const char *format, ...)
 
 const char *mr_status_name(mr_status status) {
     switch (status) {
-    case MR_OK: return "ok";
-    case MR_ERR_IO: return "io";
-    case MR_ERR_FORMAT: return "format";
-    case MR_ERR_RANGE: return "range";
-    case MR_ERR_UNSUPPORTED: return "unsupported";
-    case MR_ERR_ARGUMENT: return "argument";
-    case MR_ERR_NOMEM: return "no memory";
-    case MR_ERR_LIMIT: return "limit";
-    case MR_ERR_TIMEOUT: return "timeout";
-    case MR_ERR_UNAVAILABLE: return "unavailable";
-    case MR_ERR_MISMATCH: return "mismatch";
-    case MR_ERR_CANCELLED: return "cancelled";
-    case MR_ERR_AGAIN: return "again";
+    case MR_OK:
+        return "ok";
+    case MR_ERR_IO:
+        return "io";
+    case MR_ERR_FORMAT:
+        return "format";
+    case MR_ERR_RANGE:
+        return "range";
+    case MR_ERR_UNSUPPORTED:
+        return "unsupported";
+    case MR_ERR_ARGUMENT:
+        return "argument";
+    case MR_ERR_NOMEM:
+        return "no memory";
+    case MR_ERR_LIMIT:
+        return "limit";
+    case MR_ERR_TIMEOUT:
+        return "timeout";
+    case MR_ERR_UNAVAILABLE:
+        return "unavailable";
+    case MR_ERR_MISMATCH:
+        return "mismatch";
+    case MR_ERR_CANCELLED:
+        return "cancelled";
+    case MR_ERR_AGAIN:
+        return "again";
     }
     return "unknown";
 }

@@ -2,8 +2,8 @@
  *
  * Every fallible function returns mr_status. Those whose failure an operator or a client will hear
  * about also take an mr_err and leave one clear sentence in it: what was found, where, and what was
- * expected. The function that detects a failure words it; callers pass it on untouched or prefix it.
- * Threads: an mr_err belongs to its caller; nothing here is shared. */
+ * expected. The function that detects a failure words it; callers pass it on untouched or prefix
+ * it. Threads: an mr_err belongs to its caller; nothing here is shared. */
 #ifndef MR_BASE_STATUS_H
 #define MR_BASE_STATUS_H
 
@@ -31,7 +31,8 @@ typedef struct {
 
 /* Puts the sentence into err (NULL: dropped) and returns status, so that a failure is one line:
  * return mr_fail(err, MR_ERR_IO, "open %s: %s", path, strerror(errno)).
- * Bytes that are not printable UTF-8 text are replaced, so that hostile names cannot forge lines. */
+ * Bytes that are not printable UTF-8 text are replaced, so that hostile names cannot forge lines.
+ */
 mr_status mr_fail(mr_err *err, mr_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -15,26 +15,83 @@
 #include <string.h>
 
 /* Fields that never change the output of a trained model in evaluation. */
-static const char *const without_effect[] = {
-    "golden", "alibi_bias_max", "rope_full_precision", "flash_attention", "attention_dropout",
-    "residual_dropout", "embedding_dropout", "init_device", "init_fn", "init_std",
-    "init_cutoff_factor", "precision", "moe_mlp_impl", "moe_log_expert_assignment",
-    "moe_lbl_in_fp32", "moe_loss_weight", "moe_zloss_weight", "moe_capacity_factor",
-    "scale_emb_init", "emb_init_std", "convert2fp32", "mem_tucker_rank_penalty",
-    "mem_log_interval", "mem_key_balance_reg_coef", "mem_final_top_expand_time",
-    "mem_output_dropout_rate", "mem_parallel_size", "architectures", "model_type", "torch_dtype",
-    "dtype", "transformers_version", "bos_token_id", "use_cache", "tokenizer_class", "name",
-    "description", "license"};
+static const char *const without_effect[] = {"golden",
+                                             "alibi_bias_max",
+                                             "rope_full_precision",
+                                             "flash_attention",
+                                             "attention_dropout",
+                                             "residual_dropout",
+                                             "embedding_dropout",
+                                             "init_device",
+                                             "init_fn",
+                                             "init_std",
+                                             "init_cutoff_factor",
+                                             "precision",
+                                             "moe_mlp_impl",
+                                             "moe_log_expert_assignment",
+                                             "moe_lbl_in_fp32",
+                                             "moe_loss_weight",
+                                             "moe_zloss_weight",
+                                             "moe_capacity_factor",
+                                             "scale_emb_init",
+                                             "emb_init_std",
+                                             "convert2fp32",
+                                             "mem_tucker_rank_penalty",
+                                             "mem_log_interval",
+                                             "mem_key_balance_reg_coef",
+                                             "mem_final_top_expand_time",
+                                             "mem_output_dropout_rate",
+                                             "mem_parallel_size",
+                                             "architectures",
+                                             "model_type",
+                                             "torch_dtype",
+                                             "dtype",
+                                             "transformers_version",
+                                             "bos_token_id",
+                                             "use_cache",
+                                             "tokenizer_class",
+                                             "name",
+                                             "description",
+                                             "license"};
 
 /* Read below. */
-static const char *const read_fields[] = {
-    "d_model", "n_heads", "n_kv_heads", "multi_query_attention", "n_layers", "mlp_ratio",
-    "mlp_hidden_size", "max_sequence_length", "vocab_size", "embedding_size", "weight_tying",
-    "eos_token_id", "pad_token_id", "layer_norm_type", "layer_norm_eps", "attention_layer_norm",
-    "rope_theta", "block_type", "moe_num_experts", "moe_top_k", "moe_normalize_expert_weights",
-    "mem_type", "mem_insert_way", "mem_knum", "mem_kdim", "mem_vdim", "mem_knn", "mem_head",
-    "mem_pre_vdim", "mem_key_expand_time", "mem_value_expand_time", "mem_share_ratio",
-    "mem_use_glu_act", "mem_query_bias", "mem_q_for_each_tucker_rank", "mem_tucker_rank", "mem_tucker_multihead"};
+static const char *const read_fields[] = {"d_model",
+                                          "n_heads",
+                                          "n_kv_heads",
+                                          "multi_query_attention",
+                                          "n_layers",
+                                          "mlp_ratio",
+                                          "mlp_hidden_size",
+                                          "max_sequence_length",
+                                          "vocab_size",
+                                          "embedding_size",
+                                          "weight_tying",
+                                          "eos_token_id",
+                                          "pad_token_id",
+                                          "layer_norm_type",
+                                          "layer_norm_eps",
+                                          "attention_layer_norm",
+                                          "rope_theta",
+                                          "block_type",
+                                          "moe_num_experts",
+                                          "moe_top_k",
+                                          "moe_normalize_expert_weights",
+                                          "mem_type",
+                                          "mem_insert_way",
+                                          "mem_knum",
+                                          "mem_kdim",
+                                          "mem_vdim",
+                                          "mem_knn",
+                                          "mem_head",
+                                          "mem_pre_vdim",
+                                          "mem_key_expand_time",
+                                          "mem_value_expand_time",
+                                          "mem_share_ratio",
+                                          "mem_use_glu_act",
+                                          "mem_query_bias",
+                                          "mem_q_for_each_tucker_rank",
+                                          "mem_tucker_rank",
+                                          "mem_tucker_multihead"};
 
 typedef enum { ALWAYS, WITH_MOE, WITH_QK_NORM } condition;
 
@@ -81,10 +138,11 @@ static mr_status check_unknown(const json_t *root, mr_err *err) {
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)root, name, value) {
         if (is_known(name) || json_is_null(value) || json_is_false(value)) continue;
-        return mr_fail(err, MR_ERR_UNSUPPORTED,
-                       "field '%.100s' is not known here and might change the answers; remove it if "
-                       "it does not",
-                       name);
+        return mr_fail(
+            err, MR_ERR_UNSUPPORTED,
+            "field '%.100s' is not known here and might change the answers; remove it if "
+            "it does not",
+            name);
     }
     return MR_OK;
 }
@@ -95,8 +153,9 @@ static mr_status check_fixed(const json_t *root, const mr_config *c, mr_err *err
         if (fixed_fields[i].when == WITH_MOE && !c->moe) continue;
         if (fixed_fields[i].when == WITH_QK_NORM && !c->qk_norm) continue;
         if (!value && strcmp(fixed_fields[i].name, "rope") == 0)
-            return mr_fail(err, MR_ERR_FORMAT, "field 'rope' is missing; the official default is no "
-                                               "rotary embedding, which is not implemented");
+            return mr_fail(err, MR_ERR_FORMAT,
+                           "field 'rope' is missing; the official default is no "
+                           "rotary embedding, which is not implemented");
         if (!value) continue;
         if (json_is_null(value) && fixed_fields[i].null_is_fine) continue;
         json_t *wanted = json_loads(fixed_fields[i].json, JSON_DECODE_ANY, NULL);
@@ -137,13 +196,15 @@ static mr_status read_heads(mr_config *c, const json_t *root, mr_err *err) {
                        c->n_heads);
     c->head_dim = c->d_model / c->n_heads;
     if (c->head_dim % 2 != 0)
-        return mr_fail(err, MR_ERR_FORMAT, "a head of %u dimensions cannot be rotated: rope needs an even number",
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "a head of %u dimensions cannot be rotated: rope needs an even number",
                        c->head_dim);
     TRY(mr_json_bool(&multi_query, root, "multi_query_attention", err));
     c->n_kv_heads = multi_query ? 1 : c->n_heads;
     TRY(mr_json_u32(&c->n_kv_heads, root, "n_kv_heads", 1, c->n_heads, err));
     if (multi_query && c->n_kv_heads != 1)
-        return mr_fail(err, MR_ERR_FORMAT, "multi_query_attention is true but n_kv_heads is %u", c->n_kv_heads);
+        return mr_fail(err, MR_ERR_FORMAT, "multi_query_attention is true but n_kv_heads is %u",
+                       c->n_kv_heads);
     if (c->n_heads % c->n_kv_heads != 0)
         return mr_fail(err, MR_ERR_FORMAT, "n_heads %u is not a multiple of n_kv_heads %u",
                        c->n_heads, c->n_kv_heads);
@@ -163,12 +224,13 @@ static mr_status read_sizes(mr_config *c, const json_t *root, mr_err *err) {
     }
     TRY(mr_json_u32(&c->mlp_hidden, root, "mlp_hidden_size", 2, 1 << 24, err));
     if (c->mlp_hidden % 2 != 0)
-        return mr_fail(err, MR_ERR_FORMAT, "mlp_hidden_size %u cannot be halved for swiglu", c->mlp_hidden);
+        return mr_fail(err, MR_ERR_FORMAT, "mlp_hidden_size %u cannot be halved for swiglu",
+                       c->mlp_hidden);
     TRY(need_u32(&c->vocab_size, root, "vocab_size", 1, MR_MAX_VOCAB, err));
     TRY(mr_json_u32(&embedding, root, "embedding_size", 0, MR_MAX_VOCAB, err));
     if (embedding != 0 && embedding < c->vocab_size)
-        return mr_fail(err, MR_ERR_FORMAT, "embedding_size %u is smaller than vocab_size %u", embedding,
-                       c->vocab_size);
+        return mr_fail(err, MR_ERR_FORMAT, "embedding_size %u is smaller than vocab_size %u",
+                       embedding, c->vocab_size);
     c->head_rows = embedding ? embedding : c->vocab_size;
     TRY(need_u32(&c->context_tokens, root, "max_sequence_length", 1, MR_MAX_CONTEXT, err));
     c->eos_token = c->pad_token = -1;
@@ -183,11 +245,14 @@ static mr_status read_norms(mr_config *c, const json_t *root, mr_err *err) {
     TRY(mr_json_bool(&c->tied, root, "weight_tying", err));
     TRY(mr_json_bool(&c->qk_norm, root, "attention_layer_norm", err));
     TRY(mr_json_string(&norm, root, "layer_norm_type", err));
-    if (strcmp(norm, "rms") == 0) c->norm = MR_NORM_RMS;
-    else if (strcmp(norm, "default") == 0) c->norm = MR_NORM_LAYER;
+    if (strcmp(norm, "rms") == 0)
+        c->norm = MR_NORM_RMS;
+    else if (strcmp(norm, "default") == 0)
+        c->norm = MR_NORM_LAYER;
     else
-        return mr_fail(err, MR_ERR_UNSUPPORTED,
-                       "field 'layer_norm_type' is '%.40s'; only 'rms' and 'default' are implemented", norm);
+        return mr_fail(
+            err, MR_ERR_UNSUPPORTED,
+            "field 'layer_norm_type' is '%.40s'; only 'rms' and 'default' are implemented", norm);
     TRY(mr_json_double(&eps, root, "layer_norm_eps", 0, 1, err));
     c->norm_eps = (float)eps;
     c->rope_theta = 10000;
@@ -197,10 +262,12 @@ static mr_status read_norms(mr_config *c, const json_t *root, mr_err *err) {
 static mr_status read_block(mr_config *c, const json_t *root, mr_err *err) {
     const char *type = "sequential";
     TRY(mr_json_string(&type, root, "block_type", err));
-    if (strcmp(type, "moe") == 0) c->moe = true;
+    if (strcmp(type, "moe") == 0)
+        c->moe = true;
     else if (strcmp(type, "sequential") != 0)
         return mr_fail(err, MR_ERR_UNSUPPORTED,
-                       "field 'block_type' is '%.40s'; only 'sequential' and 'moe' are implemented", type);
+                       "field 'block_type' is '%.40s'; only 'sequential' and 'moe' are implemented",
+                       type);
     if (!c->moe) return MR_OK;
     int64_t norm = 0;
     TRY(need_u32(&c->experts, root, "moe_num_experts", 1, MR_MAX_EXPERTS, err));
@@ -208,12 +275,15 @@ static mr_status read_block(mr_config *c, const json_t *root, mr_err *err) {
     c->expert_hidden = c->mlp_hidden / 2;
     const json_t *renormalize = json_object_get(root, "moe_normalize_expert_weights");
     if (!renormalize || json_is_null(renormalize)) return MR_OK;
-    if (json_is_real(renormalize) && json_real_value(renormalize) == 1.0) norm = 1;
-    else TRY(mr_json_int(&norm, root, "moe_normalize_expert_weights", 0, 1 << 20, err));
+    if (json_is_real(renormalize) && json_real_value(renormalize) == 1.0)
+        norm = 1;
+    else
+        TRY(mr_json_int(&norm, root, "moe_normalize_expert_weights", 0, 1 << 20, err));
     if (norm != 1)
-        return mr_fail(err, MR_ERR_UNSUPPORTED,
-                       "field 'moe_normalize_expert_weights' is %lld; only null and 1 are implemented",
-                       (long long)norm);
+        return mr_fail(
+            err, MR_ERR_UNSUPPORTED,
+            "field 'moe_normalize_expert_weights' is %lld; only null and 1 are implemented",
+            (long long)norm);
     c->moe_renormalize = true;
     return MR_OK;
 }
@@ -240,16 +310,18 @@ static mr_status read_insertions(mr_config *c, const char *text, mr_err *err) {
             at = end + (i == 0);
         }
         if (pair[0] >= c->n_layers)
-            return mr_fail(err, MR_ERR_FORMAT,
-                           "mem_insert_way '%.80s' reads at block %lu, but there are only %u blocks", text, pair[0],
-                           c->n_layers);
+            return mr_fail(
+                err, MR_ERR_FORMAT,
+                "mem_insert_way '%.80s' reads at block %lu, but there are only %u blocks", text,
+                pair[0], c->n_layers);
         for (uint32_t i = 0; i < c->memory_count; i++)
             if (c->insertions[i].source == pair[0])
-                return mr_fail(err, MR_ERR_UNSUPPORTED, "mem_insert_way '%.80s' reads twice at block %lu",
-                               text, pair[0]);
+                return mr_fail(err, MR_ERR_UNSUPPORTED,
+                               "mem_insert_way '%.80s' reads twice at block %lu", text, pair[0]);
         if (pair[1] < pair[0])
-            return mr_fail(err, MR_ERR_FORMAT, "mem_insert_way '%.80s': %lu:%lu adds before it reads", text,
-                           pair[0], pair[1]);
+            return mr_fail(err, MR_ERR_FORMAT,
+                           "mem_insert_way '%.80s': %lu:%lu adds before it reads", text, pair[0],
+                           pair[1]);
         if (c->memory_count >= MR_MAX_LAYERS) goto malformed;
         add_insertion(c, (uint32_t)pair[0], (uint32_t)pair[1]);
         if (*at == '\0') return MR_OK;
@@ -257,7 +329,8 @@ static mr_status read_insertions(mr_config *c, const char *text, mr_err *err) {
     }
 malformed:
     return mr_fail(err, MR_ERR_FORMAT,
-                   "mem_insert_way '%.80s' is neither no_mem, full, nor pairs such as 1:2/3:5", text);
+                   "mem_insert_way '%.80s' is neither no_mem, full, nor pairs such as 1:2/3:5",
+                   text);
 }
 
 static mr_status read_memory_kind(mr_config *c, const json_t *root, mr_err *err) {
@@ -277,7 +350,8 @@ static mr_status read_memory_kind(mr_config *c, const json_t *root, mr_err *err)
             return MR_OK;
         }
     return mr_fail(err, MR_ERR_UNSUPPORTED,
-                   "field 'mem_type' is '%.40s'; pkm, memory_plus, ultramem_v1 and ultramem_v2 are implemented",
+                   "field 'mem_type' is '%.40s'; pkm, memory_plus, ultramem_v1 and ultramem_v2 are "
+                   "implemented",
                    type);
 }
 
@@ -286,11 +360,13 @@ static mr_status check_v2(mr_config *c, mr_err *err) {
     const uint32_t heads_max = c->mem_query_per_rank ? 4 : 2;
     const uint32_t kx = c->mem_key_expand;
     if (c->mem_head > heads_max)
-        return mr_fail(err, MR_ERR_FORMAT, "mem_head is %u; this query layout feeds at most %u heads",
-                       c->mem_head, heads_max);
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "mem_head is %u; this query layout feeds at most %u heads", c->mem_head,
+                       heads_max);
     if (kx > 16) return mr_fail(err, MR_ERR_RANGE, "mem_key_expand_time is %u; at most 16", kx);
     if (c->mem_value_expand != 1 && c->mem_value_expand != kx * kx)
-        return mr_fail(err, MR_ERR_FORMAT, "mem_value_expand_time is %u; with mem_key_expand_time %u it is 1 or %u",
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "mem_value_expand_time is %u; with mem_key_expand_time %u it is 1 or %u",
                        c->mem_value_expand, kx, kx * kx);
     if (!(c->mem_share_ratio > 0))
         return mr_fail(err, MR_ERR_RANGE, "mem_share_ratio must be above 0");
@@ -303,15 +379,18 @@ static mr_status read_memory(mr_config *c, const json_t *root, mr_err *err) {
     if (strcmp(way, "no_mem") == 0) return MR_OK;
     if (c->moe)
         return mr_fail(err, MR_ERR_UNSUPPORTED,
-                       "field 'mem_insert_way' is '%.40s' with block_type 'moe': memory layers need block_type 'sequential'",
+                       "field 'mem_insert_way' is '%.40s' with block_type 'moe': memory layers "
+                       "need block_type 'sequential'",
                        way);
     TRY(read_memory_kind(c, root, err));
     TRY(need_u32(&c->mem_knum, root, "mem_knum", 1, 65535, err));
     TRY(need_u32(&c->mem_kdim, root, "mem_kdim", 1, 1 << 16, err));
     TRY(need_u32(&c->mem_knn, root, "mem_knn", 1, MR_MAX_MEM_KNN, err));
     TRY(need_u32(&c->mem_head, root, "mem_head", 1, MR_MAX_MEM_HEADS, err));
-    if (c->memory == MR_MEMORY_PKM) c->mem_vdim = c->d_model;
-    else TRY(need_u32(&c->mem_vdim, root, "mem_vdim", 1, 1 << 16, err));
+    if (c->memory == MR_MEMORY_PKM)
+        c->mem_vdim = c->d_model;
+    else
+        TRY(need_u32(&c->mem_vdim, root, "mem_vdim", 1, 1 << 16, err));
     if (c->mem_head * c->mem_knn > MR_MAX_MEM_ENTRIES)
         return mr_fail(err, MR_ERR_RANGE, "mem_head * mem_knn is %u, at most %d entries a token",
                        c->mem_head * c->mem_knn, MR_MAX_MEM_ENTRIES);
@@ -320,12 +399,14 @@ static mr_status read_memory(mr_config *c, const json_t *root, mr_err *err) {
     c->mem_query_bias = c->memory == MR_MEMORY_PKM;
     TRY(mr_json_bool(&c->mem_query_bias, root, "mem_query_bias", err));
     if (c->mem_query_bias && c->memory != MR_MEMORY_PKM)
-        return mr_fail(err, MR_ERR_UNSUPPORTED, "field 'mem_query_bias' is true; only pkm has a query bias");
+        return mr_fail(err, MR_ERR_UNSUPPORTED,
+                       "field 'mem_query_bias' is true; only pkm has a query bias");
     TRY(mr_json_u32(&c->mem_tucker_rank, root, "mem_tucker_rank", 0, 1 << 16, err));
     TRY(mr_json_u32(&c->mem_tucker_cores, root, "mem_tucker_multihead", 0, 1 << 16, err));
     TRY(read_insertions(c, way, err));
     if (c->memory == MR_MEMORY_ULTRAMEM_V1 && c->mem_head > 2)
-        return mr_fail(err, MR_ERR_FORMAT, "mem_head is %u; ultramem_v1 makes one query for at most 2 heads",
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "mem_head is %u; ultramem_v1 makes one query for at most 2 heads",
                        c->mem_head);
     if (c->memory != MR_MEMORY_ULTRAMEM_V2) return MR_OK;
     TRY(mr_json_u32(&c->mem_key_expand, root, "mem_key_expand_time", 1, 1 << 16, err));
@@ -340,10 +421,11 @@ static mr_status read_memory(mr_config *c, const json_t *root, mr_err *err) {
 static void warn_lost(const mr_config *c, const char *what) {
     for (uint32_t i = 0; i < c->memory_count; i++)
         if (c->insertions[i].destination >= c->n_layers)
-            mr_log_warn("%s: memory layer %u (%u:%u) is due after block %u of %u: its output is lost, "
-                        "as in the official code",
-                        what, i, c->insertions[i].source, c->insertions[i].destination,
-                        c->insertions[i].destination, c->n_layers);
+            mr_log_warn(
+                "%s: memory layer %u (%u:%u) is due after block %u of %u: its output is lost, "
+                "as in the official code",
+                what, i, c->insertions[i].source, c->insertions[i].destination,
+                c->insertions[i].destination, c->n_layers);
 }
 
 static mr_status read_all(mr_config *c, const json_t *root, mr_err *err) {
@@ -381,11 +463,16 @@ void mr_config_free(mr_config *config) {
 
 const char *mr_memory_kind_name(mr_memory_kind kind) {
     switch (kind) {
-    case MR_MEMORY_NONE: return "none";
-    case MR_MEMORY_PKM: return "pkm";
-    case MR_MEMORY_PLUS: return "memory_plus";
-    case MR_MEMORY_ULTRAMEM_V1: return "ultramem_v1";
-    case MR_MEMORY_ULTRAMEM_V2: return "ultramem_v2";
+    case MR_MEMORY_NONE:
+        return "none";
+    case MR_MEMORY_PKM:
+        return "pkm";
+    case MR_MEMORY_PLUS:
+        return "memory_plus";
+    case MR_MEMORY_ULTRAMEM_V1:
+        return "ultramem_v1";
+    case MR_MEMORY_ULTRAMEM_V2:
+        return "ultramem_v2";
     }
     return "unknown";
 }

@@ -1,4 +1,5 @@
-/* config.h - config.json of the official UltraMem code (flat ModelConfig), and what follows from it.
+/* config.h - config.json of the official UltraMem code (flat ModelConfig), and what follows from
+ * it.
  *
  * Every field that changes the arithmetic is either implemented or refused by its name; fields that
  * never change the output are skipped, unknown ones are refused when they could matter (they start
@@ -53,9 +54,9 @@ typedef struct {
     uint32_t mem_key_expand, mem_value_expand;
     double mem_share_ratio;
     bool mem_gelu, mem_query_per_rank;
-    bool mem_query_bias;                       /* pkm */
+    bool mem_query_bias;                        /* pkm */
     uint32_t mem_tucker_rank, mem_tucker_cores; /* as stated; 0: not stated, the tensors tell */
-    mr_insertion *insertions; /* [memory_count], in map order */
+    mr_insertion *insertions;                   /* [memory_count], in map order */
     uint32_t memory_count;
 } mr_config;
 

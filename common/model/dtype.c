@@ -15,8 +15,12 @@ static const struct {
     [MR_DTYPE_F8_E5M2] = {"F8_E5M2", 1},
 };
 
-const char *mr_dtype_name(mr_dtype dtype) { return types[dtype].name; }
-uint32_t mr_dtype_bytes(mr_dtype dtype) { return types[dtype].bytes; }
+const char *mr_dtype_name(mr_dtype dtype) {
+    return types[dtype].name;
+}
+uint32_t mr_dtype_bytes(mr_dtype dtype) {
+    return types[dtype].bytes;
+}
 
 int mr_dtype_parse(mr_dtype *out, const char *name) {
     for (int i = 0; i < MR_DTYPE_COUNT; i++)
@@ -28,8 +32,11 @@ int mr_dtype_parse(mr_dtype *out, const char *name) {
 }
 
 int mr_dtype_element(mr_element *out, mr_dtype dtype) {
-    if (dtype == MR_DTYPE_F32) *out = MR_F32;
-    else if (dtype == MR_DTYPE_BF16) *out = MR_BF16;
-    else return -1;
+    if (dtype == MR_DTYPE_F32)
+        *out = MR_F32;
+    else if (dtype == MR_DTYPE_BF16)
+        *out = MR_BF16;
+    else
+        return -1;
     return 0;
 }

@@ -63,7 +63,9 @@ static mr_status need(mr_geometry *g, const mr_tensor **out, int kind, const cha
 }
 
 #define SHAPE(...)                                                                                 \
-    (sizeof((uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t)), (const uint64_t[]) { __VA_ARGS__ }
+    (sizeof((uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t)), (const uint64_t[]) {                   \
+        __VA_ARGS__                                                                                \
+    }
 
 __attribute__((format(printf, 2, 3))) static const char *named(char *out, const char *format, ...) {
     va_list args;
@@ -102,10 +104,11 @@ static mr_status check_block(mr_geometry *g, uint32_t block, mr_err *err) {
 
 static mr_status check_selection(const mr_memory_layer *l, uint32_t i, mr_err *err) {
     if (l->knn > l->keys_per_side)
-        return mr_fail(err, MR_ERR_FORMAT, "memory layer %u: mem_knn %u exceeds its %u keys a side", i, l->knn,
-                       l->keys_per_side);
+        return mr_fail(err, MR_ERR_FORMAT, "memory layer %u: mem_knn %u exceeds its %u keys a side",
+                       i, l->knn, l->keys_per_side);
     if ((uint64_t)l->keys_per_side * l->keys_per_side > UINT32_MAX)
-        return mr_fail(err, MR_ERR_LIMIT, "memory layer %u: %u keys a side give more than 2^32 pairs", i,
+        return mr_fail(err, MR_ERR_LIMIT,
+                       "memory layer %u: %u keys a side give more than 2^32 pairs", i,
                        l->keys_per_side);
     return MR_OK;
 }
@@ -114,8 +117,8 @@ static mr_status set_table(mr_geometry *g, uint32_t index, const mr_tensor *valu
                            const mr_tensor *pre, mr_err *err) {
     mr_table_shape *t = &g->tables[index];
     if (values->shape[0] > UINT32_MAX)
-        return mr_fail(err, MR_ERR_LIMIT, "tensor %s has %llu rows, at most 2^32 - 1 are addressed", values->name,
-                       (unsigned long long)values->shape[0]);
+        return mr_fail(err, MR_ERR_LIMIT, "tensor %s has %llu rows, at most 2^32 - 1 are addressed",
+                       values->name, (unsigned long long)values->shape[0]);
     *t = (mr_table_shape){.values = values,
                           .pre_values = pre,
                           .rows = values->shape[0],
@@ -190,18 +193,21 @@ static mr_status check_tucker(mr_geometry *g, uint32_t i, mr_err *err) {
         named(name, "transformer.mem_blocks.%u.tucker_core.%u", i, l->cores);
         if (!g->find(g->context, name)) break;
         if (l->cores >= MR_MAX_CORES)
-            return mr_fail(err, MR_ERR_LIMIT, "memory layer %u has more than %d cores", i, MR_MAX_CORES);
+            return mr_fail(err, MR_ERR_LIMIT, "memory layer %u has more than %d cores", i,
+                           MR_MAX_CORES);
         TRY(need(g, NULL, FLOATS, name, SHAPE(h, r, r), err));
     }
     if (l->cores == 0) return mr_fail(err, MR_ERR_FORMAT, "tensor %s is missing", name);
     if ((c->mem_tucker_rank && c->mem_tucker_rank != l->rank) ||
         (c->mem_tucker_cores && c->mem_tucker_cores != l->cores))
-        return mr_fail(err, MR_ERR_FORMAT,
-                       "memory layer %u has rank %u and %u cores; config.json says mem_tucker_rank %u and "
-                       "mem_tucker_multihead %u",
-                       i, l->rank, l->cores, c->mem_tucker_rank, c->mem_tucker_cores);
+        return mr_fail(
+            err, MR_ERR_FORMAT,
+            "memory layer %u has rank %u and %u cores; config.json says mem_tucker_rank %u and "
+            "mem_tucker_multihead %u",
+            i, l->rank, l->cores, c->mem_tucker_rank, c->mem_tucker_cores);
     if (c->mem_vdim % l->cores != 0)
-        return mr_fail(err, MR_ERR_FORMAT, "mem_vdim %u is not a multiple of the %u cores of memory layer %u",
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "mem_vdim %u is not a multiple of the %u cores of memory layer %u",
                        c->mem_vdim, l->cores, i);
     const uint64_t virtual_rows = (uint64_t)l->keys_per_side * l->keys_per_side;
     return need(g, NULL, INDEX, MEM("shuffle_index"), SHAPE(virtual_rows), err);
@@ -219,8 +225,8 @@ static mr_status check_v1(mr_geometry *g, uint32_t i, mr_err *err) {
     while ((uint64_t)(kx + 1) * (kx + 1) <= expand && kx < 16) kx++;
     if (kx == 0 || (uint64_t)kx * kx != expand || expand > MR_MAX_SLOTS - 1)
         return mr_fail(err, MR_ERR_FORMAT,
-                       "tensor %s: its columns must be mem_vdim %u times a square of at most 225", name,
-                       c->mem_vdim);
+                       "tensor %s: its columns must be mem_vdim %u times a square of at most 225",
+                       name, c->mem_vdim);
     TRY(need(g, NULL, FLOATS, name, SHAPE(d, expand * v), err));
     l->slots = l->slots_out = (uint32_t)expand;
     l->keys_per_side = kx * c->mem_knum;
@@ -244,7 +250,8 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
     char name[128];
     const uint32_t side = (uint32_t)sqrt((double)rows * c->mem_share_ratio); /* knum', floor */
     const uint32_t kx = c->mem_key_expand;
-    if (side == 0) return mr_fail(err, MR_ERR_RANGE, "mem_share_ratio %g leaves no rows", c->mem_share_ratio);
+    if (side == 0)
+        return mr_fail(err, MR_ERR_RANGE, "mem_share_ratio %g leaves no rows", c->mem_share_ratio);
     l->reach_rows = (uint64_t)side * side;
     l->keys_per_side = kx * side;
     l->row_offset = i * own;
@@ -257,13 +264,14 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
     TRY(check_tucker(g, i, err));
     if (c->mem_query_per_rank && l->rank != 2)
         return mr_fail(err, MR_ERR_UNSUPPORTED,
-                       "field 'mem_q_for_each_tucker_rank' is true with rank %u; the official code runs only with 2",
+                       "field 'mem_q_for_each_tucker_rank' is true with rank %u; the official code "
+                       "runs only with 2",
                        l->rank);
     const uint64_t query_rows = (c->mem_query_per_rank ? 2ull * l->rank : 2ull) * c->mem_kdim;
     TRY(need(g, NULL, FLOATS, MEM("query_proj.weight"), SHAPE(query_rows, d), err));
     TRY(need(g, NULL, FLOATS, MEM("values_proj.weight"), SHAPE(d, l->slots_out * v), err));
-    TRY(need(g, &values, FLOATS, "transformer.full_memory_layer.values_for_look_up",
-             SHAPE(rows, v), err));
+    TRY(need(g, &values, FLOATS, "transformer.full_memory_layer.values_for_look_up", SHAPE(rows, v),
+             err));
     if (pre) {
         TRY(need(g, NULL, FLOATS, MEM("pre_values_proj.weight"), SHAPE(pre, d), err));
         TRY(need(g, &pre_values, FLOATS, "transformer.full_memory_layer.pre_values_for_look_up",
@@ -289,11 +297,16 @@ static mr_status check_memory(mr_geometry *g, uint32_t i, mr_err *err) {
                            .slots = 1,
                            .slots_out = 1};
     switch (c->memory) {
-    case MR_MEMORY_PKM: return check_pkm(g, i, err);
-    case MR_MEMORY_PLUS: return check_plus(g, i, err);
-    case MR_MEMORY_ULTRAMEM_V1: return check_v1(g, i, err);
-    case MR_MEMORY_ULTRAMEM_V2: return check_v2(g, i, err);
-    case MR_MEMORY_NONE: break;
+    case MR_MEMORY_PKM:
+        return check_pkm(g, i, err);
+    case MR_MEMORY_PLUS:
+        return check_plus(g, i, err);
+    case MR_MEMORY_ULTRAMEM_V1:
+        return check_v1(g, i, err);
+    case MR_MEMORY_ULTRAMEM_V2:
+        return check_v2(g, i, err);
+    case MR_MEMORY_NONE:
+        break;
     }
     return MR_OK;
 }
@@ -303,7 +316,8 @@ mr_status mr_geometry_check(mr_geometry *g, mr_err *err) {
     TRY(need(g, NULL, FLOATS, "transformer.wte.weight", SHAPE(c->head_rows, c->d_model), err));
     TRY(need(g, NULL, FLOATS, "transformer.ln_f.weight", SHAPE(c->d_model), err));
     if (!c->tied)
-        TRY(need(g, NULL, FLOATS, "transformer.ff_out.weight", SHAPE(c->head_rows, c->d_model), err));
+        TRY(need(g, NULL, FLOATS, "transformer.ff_out.weight", SHAPE(c->head_rows, c->d_model),
+                 err));
     for (uint32_t i = 0; i < c->n_layers; i++) TRY(check_block(g, i, err));
     for (uint32_t i = 0; i < c->memory_count; i++) TRY(check_memory(g, i, err));
     return MR_OK;

@@ -1,5 +1,5 @@
-/* geometry.h - from a configuration and tensor shapes to the geometry of every memory layer, and the
- * list of tensors an architecture must have. Internal to common/model. */
+/* geometry.h - from a configuration and tensor shapes to the geometry of every memory layer, and
+ * the list of tensors an architecture must have. Internal to common/model. */
 #ifndef MR_MODEL_GEOMETRY_H
 #define MR_MODEL_GEOMETRY_H
 #include "common/model/model.h"

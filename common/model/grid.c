@@ -19,11 +19,13 @@ mr_status mr_grid_parse(mr_grid *out, const char *text, mr_err *err) {
     }
     if (parts[0] == 0 || parts[1] == 0 || parts[0] > MR_MAX_CELLS || parts[1] > MR_MAX_CELLS ||
         parts[0] * parts[1] > MR_MAX_CELLS)
-        return mr_fail(err, MR_ERR_ARGUMENT, "grid '%.40s': both sides must be at least 1 and their product at most %d",
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "grid '%.40s': both sides must be at least 1 and their product at most %d",
                        text, MR_MAX_CELLS);
     *out = (mr_grid){(uint32_t)parts[0], (uint32_t)parts[1]};
     return MR_OK;
 malformed:
-    return mr_fail(err, MR_ERR_ARGUMENT,
-                   "grid '%.40s' is not ROWSxCOLUMNS, for example 2x4: 2 row groups, 4 width slices", text);
+    return mr_fail(
+        err, MR_ERR_ARGUMENT,
+        "grid '%.40s' is not ROWSxCOLUMNS, for example 2x4: 2 row groups, 4 width slices", text);
 }

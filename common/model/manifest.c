@@ -1,5 +1,5 @@
-/* manifest.c - see manifest.h. One pass reads every byte once: it hashes, checks that every float is
- * finite, and takes the tables' maxima on the way. */
+/* manifest.c - see manifest.h. One pass reads every byte once: it hashes, checks that every float
+ * is finite, and takes the tables' maxima on the way. */
 #include "common/model/manifest.h"
 
 #include "common/base/file.h"
@@ -61,7 +61,8 @@ static chunk_facts look_bf16(const uint8_t *data, uint64_t count) {
 }
 
 static mr_status refuse_non_finite(const pass *p, const mr_tensor *t, const uint8_t *data,
-                                   mr_element element, uint64_t first, uint64_t count, mr_err *err) {
+                                   mr_element element, uint64_t first, uint64_t count,
+                                   mr_err *err) {
     const uint64_t columns = t->dims ? t->shape[t->dims - 1] : 1;
     for (uint64_t i = 0; i < count; i++) {
         const float value = mr_element_at(data, element, i);
@@ -75,7 +76,8 @@ static mr_status refuse_non_finite(const pass *p, const mr_tensor *t, const uint
 }
 
 /* The largest norm of the rows of one pre-value tensor: rows are short, so one at a time. */
-static double largest_norm(const uint8_t *data, mr_element element, uint64_t rows, uint64_t columns) {
+static double largest_norm(const uint8_t *data, mr_element element, uint64_t rows,
+                           uint64_t columns) {
     double largest = 0;
     for (uint64_t r = 0; r < rows; r++) {
         double sum = 0;
@@ -159,7 +161,8 @@ static uint32_t accumulator_bits(const mr_table_shape *shape, const mr_table_fac
     return facts->value_max > 64 * facts->value_rms ? 64 : 32;
 }
 
-/* The configuration belongs to the digest: the same weights under another top-k answer otherwise. */
+/* The configuration belongs to the digest: the same weights under another top-k answer otherwise.
+ */
 static mr_status hash_config(pass *p, mr_err *err) {
     char *path = mr_format("%s/config.json", mr_model_directory(p->model)), *text = NULL;
     size_t bytes;
@@ -180,7 +183,8 @@ static mr_status stream(mr_manifest *out, const mr_model *model, mr_progress pro
     for (uint32_t i = 0; i < mr_model_tensor_count(model) && status == MR_OK; i++)
         status = pass_tensor(&p, mr_model_tensor(model, i), err);
     for (uint32_t i = 0; i < out->table_count; i++)
-        out->tables[i].accumulator_bits = accumulator_bits(mr_model_table(model, i), &out->tables[i]);
+        out->tables[i].accumulator_bits =
+            accumulator_bits(mr_model_table(model, i), &out->tables[i]);
     out->digest = mr_sha256_close(p.hash);
     return status;
 }
@@ -192,11 +196,11 @@ static json_t *to_json(const mr_manifest *m, const mr_model *model) {
     mr_digest_text(&m->digest, digest);
     mr_digest_text(&key, fingerprint);
     for (uint32_t i = 0; i < m->table_count; i++)
-        json_array_append_new(
-            tables, json_pack("{s:f, s:f, s:f, s:i}", "value_max", m->tables[i].value_max,
-                              "value_rms", m->tables[i].value_rms, "pre_norm_max",
-                              m->tables[i].pre_norm_max, "accumulator_bits",
-                              (int)m->tables[i].accumulator_bits));
+        json_array_append_new(tables,
+                              json_pack("{s:f, s:f, s:f, s:i}", "value_max", m->tables[i].value_max,
+                                        "value_rms", m->tables[i].value_rms, "pre_norm_max",
+                                        m->tables[i].pre_norm_max, "accumulator_bits",
+                                        (int)m->tables[i].accumulator_bits));
     return json_pack("{s:i, s:s, s:s, s:o}", "version", MANIFEST_VERSION, "fingerprint",
                      fingerprint, "digest", digest, "tables", tables);
 }
@@ -219,9 +223,11 @@ static bool from_json(mr_manifest *out, const json_t *root, const mr_model *mode
         f->value_max = json_number_value(json_object_get(table, "value_max"));
         f->value_rms = json_number_value(json_object_get(table, "value_rms"));
         f->pre_norm_max = json_number_value(json_object_get(table, "pre_norm_max"));
-        f->accumulator_bits = (uint32_t)json_integer_value(json_object_get(table, "accumulator_bits"));
+        f->accumulator_bits =
+            (uint32_t)json_integer_value(json_object_get(table, "accumulator_bits"));
         if (!(f->value_max >= 0 && f->value_max <= 3.5e38 && f->value_rms >= 0 &&
-              f->value_rms <= f->value_max * 1.001 && f->pre_norm_max >= 0 && isfinite(f->pre_norm_max)) ||
+              f->value_rms <= f->value_max * 1.001 && f->pre_norm_max >= 0 &&
+              isfinite(f->pre_norm_max)) ||
             f->accumulator_bits != accumulator_bits(mr_model_table(model, i), f))
             return false;
     }
@@ -254,7 +260,8 @@ static void keep(const mr_manifest *m, const mr_model *model, const char *beside
         mr_err err = {{0}};
         if (mr_make_directories(folder, &err) != MR_OK ||
             mr_file_write(cached, text, strlen(text), &err) != MR_OK)
-            mr_log_warn("the manifest could not be kept, the next start reads the model again: %s", err.text);
+            mr_log_warn("the manifest could not be kept, the next start reads the model again: %s",
+                        err.text);
         free(folder);
     }
     free(text);
@@ -274,8 +281,10 @@ mr_status mr_manifest_load(mr_manifest *out, const mr_model *model, mr_progress 
     if (!read_kept(out, model, beside) && !read_kept(out, model, cached)) {
         memset(out->tables, 0, out->table_count * sizeof(*out->tables));
         status = stream(out, model, progress, context, err);
-        if (status == MR_OK) keep(out, model, beside, cached);
-        else mr_manifest_free(out);
+        if (status == MR_OK)
+            keep(out, model, beside, cached);
+        else
+            mr_manifest_free(out);
     }
     free(folder);
     free(beside);

@@ -1,17 +1,17 @@
 /* manifest.h - what must be known of a model's tables before the first sum: digest, maxima, norms.
  *
  * Computed by one streaming pass over the files at first load, kept as memrack-manifest.json beside
- * the model or, where that cannot be written, in $XDG_CACHE_HOME/memrack (or ~/.cache/memrack) under
- * the model's fingerprint. A kept manifest counts only while the fingerprint matches.
- * A non-finite table element is refused with its tensor, row and column. */
+ * the model or, where that cannot be written, in $XDG_CACHE_HOME/memrack (or ~/.cache/memrack)
+ * under the model's fingerprint. A kept manifest counts only while the fingerprint matches. A
+ * non-finite table element is refused with its tensor, row and column. */
 #ifndef MR_MODEL_MANIFEST_H
 #define MR_MODEL_MANIFEST_H
 #include "common/model/model.h"
 
 typedef struct {
-    double value_max;         /* Vmax: largest |value| of the whole table */
+    double value_max; /* Vmax: largest |value| of the whole table */
     double value_rms;
-    double pre_norm_max;      /* Pmax: largest norm of a pre-value row; 0 without pre-values */
+    double pre_norm_max;       /* Pmax: largest norm of a pre-value row; 0 without pre-values */
     uint32_t accumulator_bits; /* 32 or 64: 64 if gated or Vmax > 64 rms */
 } mr_table_facts;
 

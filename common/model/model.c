@@ -46,7 +46,8 @@ static mr_status add_file(mr_model *m, const char *file, mr_sha256 *hash, mr_err
     }
     m->files = mr_realloc_array(m->files, m->file_count + 1, sizeof(*m->files));
     m->files[m->file_count] = path;
-    m->tensors = mr_realloc_array(m->tensors, (size_t)m->tensor_count + header.count, sizeof(*m->tensors));
+    m->tensors =
+        mr_realloc_array(m->tensors, (size_t)m->tensor_count + header.count, sizeof(*m->tensors));
     for (uint32_t i = 0; i < header.count; i++) {
         m->tensors[m->tensor_count] = header.tensors[i];
         m->tensors[m->tensor_count++].file = m->file_count;
@@ -67,10 +68,12 @@ static mr_status check_index(const mr_model *m, const json_t *map, mr_err *err) 
     json_object_foreach((json_t *)(uintptr_t)map, name, file) {
         const mr_tensor *t = mr_model_find(m, name);
         if (!t)
-            return mr_fail(err, MR_ERR_FORMAT, "the index names tensor %.200s, which no shard holds", name);
+            return mr_fail(err, MR_ERR_FORMAT,
+                           "the index names tensor %.200s, which no shard holds", name);
         const char *slash = strrchr(m->files[t->file], '/');
         if (strcmp(slash + 1, json_string_value(file)) != 0)
-            return mr_fail(err, MR_ERR_FORMAT, "the index says tensor %.200s is in %.100s, it is in %.100s", name,
+            return mr_fail(err, MR_ERR_FORMAT,
+                           "the index says tensor %.200s is in %.100s, it is in %.100s", name,
                            json_string_value(file), slash + 1);
     }
     if (json_object_size(map) != m->tensor_count)
@@ -94,13 +97,15 @@ static mr_status open_sharded(mr_model *m, const char *path, mr_sha256 *hash, mr
     if (status != MR_OK) return status;
     const json_t *map = json_object_get(root, "weight_map");
     if (!json_is_object(map) || json_object_size(map) == 0) {
-        status = mr_fail(err, MR_ERR_FORMAT, "%s: weight_map must be an object of tensor: file", path);
+        status =
+            mr_fail(err, MR_ERR_FORMAT, "%s: weight_map must be an object of tensor: file", path);
         goto done;
     }
     json_object_foreach((json_t *)(uintptr_t)map, name, file) {
         const char *text = json_string_value(file);
         if (!text || !is_plain_name(text)) {
-            status = mr_fail(err, MR_ERR_FORMAT, "%s: tensor %.200s: a shard is a plain file name beside the index",
+            status = mr_fail(err, MR_ERR_FORMAT,
+                             "%s: tensor %.200s: a shard is a plain file name beside the index",
                              path, name);
             goto done;
         }
@@ -109,8 +114,10 @@ static mr_status open_sharded(mr_model *m, const char *path, mr_sha256 *hash, mr
             known |= strcmp(strrchr(m->files[i], '/') + 1, text) == 0;
         if (known) continue;
         if (m->file_count >= MR_MAX_MODEL_FILES)
-            status = mr_fail(err, MR_ERR_LIMIT, "%s names more than %d files", path, MR_MAX_MODEL_FILES);
-        else status = add_file(m, text, hash, err);
+            status =
+                mr_fail(err, MR_ERR_LIMIT, "%s names more than %d files", path, MR_MAX_MODEL_FILES);
+        else
+            status = add_file(m, text, hash, err);
         if (status != MR_OK) goto done;
     }
     status = sort_tensors(m, err);
@@ -175,7 +182,8 @@ static mr_status check_architecture(mr_model *m, mr_err *err) {
     for (uint32_t i = 0; i < m->tensor_count; i++)
         if (!m->used[i])
             return mr_fail(err, MR_ERR_UNSUPPORTED,
-                           "%s: tensor %.200s has no place in this architecture (config.json may not fit the weights)",
+                           "%s: tensor %.200s has no place in this architecture (config.json may "
+                           "not fit the weights)",
                            m->directory, m->tensors[i].name);
     return MR_OK;
 }
@@ -193,8 +201,10 @@ mr_status mr_model_open(mr_model **out, const char *directory, mr_err *err) {
     if (stat(directory, &st) != 0)
         return mr_fail(err, MR_ERR_IO, "model %s: %s", directory, strerror(errno));
     if (!S_ISDIR(st.st_mode))
-        return mr_fail(err, MR_ERR_ARGUMENT, "model %s is not a folder; a model is a folder with config.json and *.safetensors",
-                       directory);
+        return mr_fail(
+            err, MR_ERR_ARGUMENT,
+            "model %s is not a folder; a model is a folder with config.json and *.safetensors",
+            directory);
     mr_model *m = mr_alloc(sizeof(*m));
     m->directory = mr_strdup(directory);
     m->name = name_of(directory);
@@ -226,25 +236,39 @@ void mr_model_close(mr_model *model) {
     free(model);
 }
 
-const mr_config *mr_model_config(const mr_model *model) { return &model->config; }
-const char *mr_model_directory(const mr_model *model) { return model->directory; }
-const char *mr_model_name(const mr_model *model) { return model->name; }
-uint32_t mr_model_tensor_count(const mr_model *model) { return model->tensor_count; }
+const mr_config *mr_model_config(const mr_model *model) {
+    return &model->config;
+}
+const char *mr_model_directory(const mr_model *model) {
+    return model->directory;
+}
+const char *mr_model_name(const mr_model *model) {
+    return model->name;
+}
+uint32_t mr_model_tensor_count(const mr_model *model) {
+    return model->tensor_count;
+}
 const mr_tensor *mr_model_tensor(const mr_model *model, uint32_t index) {
     return &model->tensors[index];
 }
 const char *mr_model_file(const mr_model *model, const mr_tensor *tensor) {
     return model->files[tensor->file];
 }
-uint32_t mr_model_table_count(const mr_model *model) { return model->table_count; }
+uint32_t mr_model_table_count(const mr_model *model) {
+    return model->table_count;
+}
 const mr_table_shape *mr_model_table(const mr_model *model, uint32_t table) {
     return &model->tables[table];
 }
-uint32_t mr_model_memory_count(const mr_model *model) { return model->config.memory_count; }
+uint32_t mr_model_memory_count(const mr_model *model) {
+    return model->config.memory_count;
+}
 const mr_memory_layer *mr_model_memory(const mr_model *model, uint32_t layer) {
     return &model->layers[layer];
 }
-mr_digest mr_model_fingerprint(const mr_model *model) { return model->fingerprint; }
+mr_digest mr_model_fingerprint(const mr_model *model) {
+    return model->fingerprint;
+}
 
 const mr_tensor *mr_model_find(const mr_model *model, const char *name) {
     const mr_tensor wanted = {.name = (char *)(uintptr_t)name};

@@ -40,7 +40,9 @@ static const struct {
 };
 enum { BACKBONES = sizeof(backbones) / sizeof(backbones[0]), KINDS = 5 };
 
-static void set_text(char *out, size_t room, const char *text) { snprintf(out, room, "%s", text); }
+static void set_text(char *out, size_t room, const char *text) {
+    snprintf(out, room, "%s", text);
+}
 
 /* PKM and Memory+ read whole rows of d_model elements: 4 heads x 32, a table of equal size. */
 static void set_plain_memory(mr_shape *shape, uint32_t which, bool shared) {
@@ -62,7 +64,9 @@ static void set_plain_memory(mr_shape *shape, uint32_t which, bool shared) {
     set_text(shape->insertions, sizeof(shape->insertions), backbones[which].plain_insertions);
 }
 
-uint32_t mr_preset_count(void) { return BACKBONES * KINDS; }
+uint32_t mr_preset_count(void) {
+    return BACKBONES * KINDS;
+}
 
 void mr_preset_at(mr_shape *out, uint32_t index) {
     const uint32_t which = index % BACKBONES, kind = index / BACKBONES;
@@ -117,8 +121,9 @@ mr_status mr_preset_find(mr_shape *out, const char *name, mr_err *err) {
 static uint32_t scaled(uint32_t value, double factor, uint32_t step) {
     if (value == 0) return 0;
     const double whole = round(value * factor / step);
-    return whole < 1 ? step : whole * step > UINT32_MAX ? UINT32_MAX / step * step
-                                                        : (uint32_t)whole * step;
+    return whole < 1                   ? step
+           : whole * step > UINT32_MAX ? UINT32_MAX / step * step
+                                       : (uint32_t)whole * step;
 }
 
 static uint32_t keys_per_side(const mr_shape *shape, uint32_t memory_layers, uint64_t *reach_rows) {
@@ -229,11 +234,10 @@ static mr_status check_keys(const mr_shape *shape, mr_err *err) {
                        shape->vdim);
     const uint32_t keys = keys_per_side(shape, count, &rows);
     if (keys < shape->knn)
-        return mr_fail(err, MR_ERR_ARGUMENT,
-                       "--knn %u: there are only %u keys on a side (knum %u)", shape->knn, keys,
-                       shape->knum);
-    const double table_rows = (double)shape->knum * shape->knum *
-                              (shape->memory == MR_MEMORY_ULTRAMEM_V2 ? count : 1);
+        return mr_fail(err, MR_ERR_ARGUMENT, "--knn %u: there are only %u keys on a side (knum %u)",
+                       shape->knn, keys, shape->knum);
+    const double table_rows =
+        (double)shape->knum * shape->knum * (shape->memory == MR_MEMORY_ULTRAMEM_V2 ? count : 1);
     if (table_rows >= 4294967296.0 || (double)keys * keys >= 4294967296.0)
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "--knum %u gives %.0f rows and %.0f indices; both must stay below 2^32",
@@ -243,8 +247,8 @@ static mr_status check_keys(const mr_shape *shape, mr_err *err) {
 
 static char *config_text(const mr_shape *shape) {
     const bool memory = shape->memory != MR_MEMORY_NONE, moe = shape->experts > 0;
-    const bool tucker = shape->memory == MR_MEMORY_ULTRAMEM_V1 ||
-                        shape->memory == MR_MEMORY_ULTRAMEM_V2;
+    const bool tucker =
+        shape->memory == MR_MEMORY_ULTRAMEM_V1 || shape->memory == MR_MEMORY_ULTRAMEM_V2;
     char *head = mr_format(
         "{\n"
         "  \"d_model\": %u,\n  \"n_heads\": %u,\n  \"n_kv_heads\": %u,\n  \"clip_qkv\": null,\n"
@@ -370,8 +374,8 @@ static void add_block(tensor_list *list, const mr_shape *s, uint32_t block) {
     const double in = 1 / sqrt((double)d);
     const double residual = 1 / sqrt(2.0 * s->layers); /* 2L additions keep the stream near 1 */
     add_weight(list, kind, block, "attn_norm.weight", d, 1);
-    add_matrix(list, MR_ROLE_DENSE, kind, block, "att_proj.weight",
-               d + 2 * s->kv_heads * head_dim, d, in);
+    add_matrix(list, MR_ROLE_DENSE, kind, block, "att_proj.weight", d + 2 * s->kv_heads * head_dim,
+               d, in);
     add_weight(list, kind, block, "q_norm.weight", head_dim, 1);
     add_weight(list, kind, block, "k_norm.weight", head_dim, 1);
     add_matrix(list, MR_ROLE_DENSE, kind, block, "attn_out.weight", d, d, in * residual);
@@ -434,7 +438,8 @@ static void add_tucker_memory(tensor_list *list, const mr_shape *s, uint32_t lay
     for (int core = 0; core < 2; core++) {
         name_part(name, kind_memory, layer, core ? "tucker_core.1" : "tucker_core.0");
         add(list, MR_ROLE_DENSE, 0.6f, 0.3f, 3,
-            (uint64_t[]){s->mem_heads, MR_SYNTH_RANK, MR_SYNTH_RANK}, name)->layer = layer;
+            (uint64_t[]){s->mem_heads, MR_SYNTH_RANK, MR_SYNTH_RANK}, name)
+            ->layer = layer;
     }
     for (int side = 0; side < 2; side++) {
         name_part(name, kind_memory, layer, side ? "tucker_core_v" : "tucker_core_u");
@@ -486,7 +491,8 @@ void mr_shape_tensors(mr_synth_tensor **out, uint32_t *count, const mr_shape *sh
     for (uint32_t i = 0; i < memories; i++) {
         if (shape->memory == MR_MEMORY_PKM || shape->memory == MR_MEMORY_PLUS)
             add_plain_memory(&list, shape, i);
-        else add_tucker_memory(&list, shape, i, memories);
+        else
+            add_tucker_memory(&list, shape, i, memories);
     }
     *out = list.items;
     *count = list.count;
@@ -506,10 +512,18 @@ mr_shape_counts mr_shape_count(const mr_shape *shape) {
     for (uint32_t i = 0; i < count; i++) {
         const uint64_t elements = mr_synth_elements(&tensors[i]);
         switch (tensors[i].role) {
-        case MR_ROLE_DENSE: counts.dense += elements; break;
-        case MR_ROLE_KEYS: counts.keys += elements; break;
-        case MR_ROLE_INDEX: counts.index += elements; break;
-        case MR_ROLE_TABLE: counts.table += elements; break;
+        case MR_ROLE_DENSE:
+            counts.dense += elements;
+            break;
+        case MR_ROLE_KEYS:
+            counts.keys += elements;
+            break;
+        case MR_ROLE_INDEX:
+            counts.index += elements;
+            break;
+        case MR_ROLE_TABLE:
+            counts.table += elements;
+            break;
         }
     }
     free(tensors);

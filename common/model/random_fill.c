@@ -20,8 +20,10 @@ static double quantile_of(double p) {
     double low = -9, high = 0;
     for (int i = 0; i < 60; i++) {
         const double middle = 0.5 * (low + high);
-        if (0.5 * erfc(-middle * 0.70710678118654752440) < p) low = middle;
-        else high = middle;
+        if (0.5 * erfc(-middle * 0.70710678118654752440) < p)
+            low = middle;
+        else
+            high = middle;
     }
     return 0.5 * (low + high);
 }

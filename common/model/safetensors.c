@@ -18,19 +18,21 @@ static mr_status parse_shape(mr_tensor *t, const json_t *shape, const char *what
                        t->name, mr_json_type_name(shape));
     const size_t dims = json_array_size(shape);
     if (dims > MR_MAX_TENSOR_DIMS)
-        return mr_fail(err, MR_ERR_LIMIT, "%s: tensor %.200s has %zu dimensions, at most %d are read",
-                       what, t->name, dims, MR_MAX_TENSOR_DIMS);
+        return mr_fail(err, MR_ERR_LIMIT,
+                       "%s: tensor %.200s has %zu dimensions, at most %d are read", what, t->name,
+                       dims, MR_MAX_TENSOR_DIMS);
     t->dims = (uint32_t)dims;
     uint64_t elements = 1;
     for (size_t i = 0; i < dims; i++) {
         const json_t *item = json_array_get(shape, i);
         if (!json_is_integer(item) || json_integer_value(item) < 0)
             return mr_fail(err, MR_ERR_FORMAT,
-                           "%s: tensor %.200s: shape holds something other than a size", what, t->name);
+                           "%s: tensor %.200s: shape holds something other than a size", what,
+                           t->name);
         t->shape[i] = (uint64_t)json_integer_value(item);
         if (mr_mul_overflows(elements, t->shape[i], &elements))
-            return mr_fail(err, MR_ERR_RANGE, "%s: tensor %.200s: the product of its shape overflows",
-                           what, t->name);
+            return mr_fail(err, MR_ERR_RANGE,
+                           "%s: tensor %.200s: the product of its shape overflows", what, t->name);
     }
     if (mr_mul_overflows(elements, mr_dtype_bytes(t->dtype), &t->bytes))
         return mr_fail(err, MR_ERR_RANGE, "%s: tensor %.200s: its size in bytes overflows", what,
@@ -58,17 +60,19 @@ static mr_status parse_tensor(mr_tensor *t, const char *name, const json_t *entr
     if (json_array_size(offsets) != 2 || !json_is_integer(begin) || !json_is_integer(end) ||
         json_integer_value(begin) < 0 || json_integer_value(end) < json_integer_value(begin))
         return mr_fail(err, MR_ERR_FORMAT,
-                       "%s: tensor %.200s: data_offsets must be two ascending integers", what, name);
+                       "%s: tensor %.200s: data_offsets must be two ascending integers", what,
+                       name);
     const uint64_t first = (uint64_t)json_integer_value(begin);
     const uint64_t last = (uint64_t)json_integer_value(end);
     if (last > data_bytes)
         return mr_fail(err, MR_ERR_FORMAT,
-                       "%s: tensor %.200s ends at byte %llu of %llu: the file is cut short or the offset wrong",
+                       "%s: tensor %.200s ends at byte %llu of %llu: the file is cut short or the "
+                       "offset wrong",
                        what, name, (unsigned long long)last, (unsigned long long)data_bytes);
     if (last - first != t->bytes)
         return mr_fail(err, MR_ERR_FORMAT,
-                       "%s: tensor %.200s: its shape needs %llu bytes, its offsets hold %llu", what, name,
-                       (unsigned long long)t->bytes, (unsigned long long)(last - first));
+                       "%s: tensor %.200s: its shape needs %llu bytes, its offsets hold %llu", what,
+                       name, (unsigned long long)t->bytes, (unsigned long long)(last - first));
     t->offset = data_start + first;
     return MR_OK;
 }
@@ -79,21 +83,24 @@ static int by_offset(const void *a, const void *b) {
     return (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
 
-static mr_status check_cover(mr_safetensors *f, uint64_t file_bytes, const char *what, mr_err *err) {
+static mr_status check_cover(mr_safetensors *f, uint64_t file_bytes, const char *what,
+                             mr_err *err) {
     uint64_t at = f->data_start;
     if (f->count > 1) qsort(f->tensors, f->count, sizeof(*f->tensors), by_offset);
     for (uint32_t i = 0; i < f->count; i++) {
         const mr_tensor *t = &f->tensors[i];
         if (t->offset < at)
-            return mr_fail(err, MR_ERR_FORMAT, "%s: tensor %.200s overlaps another one", what, t->name);
+            return mr_fail(err, MR_ERR_FORMAT, "%s: tensor %.200s overlaps another one", what,
+                           t->name);
         if (t->offset > at)
-            return mr_fail(err, MR_ERR_FORMAT, "%s: %llu bytes before tensor %.200s belong to nothing",
-                           what, (unsigned long long)(t->offset - at), t->name);
+            return mr_fail(err, MR_ERR_FORMAT,
+                           "%s: %llu bytes before tensor %.200s belong to nothing", what,
+                           (unsigned long long)(t->offset - at), t->name);
         at = t->offset + t->bytes;
     }
     if (at != file_bytes)
-        return mr_fail(err, MR_ERR_FORMAT, "%s: %llu bytes after the last tensor belong to nothing", what,
-                       (unsigned long long)(file_bytes - at));
+        return mr_fail(err, MR_ERR_FORMAT, "%s: %llu bytes after the last tensor belong to nothing",
+                       what, (unsigned long long)(file_bytes - at));
     return MR_OK;
 }
 
@@ -103,13 +110,14 @@ static mr_status parse_object(mr_safetensors *out, const json_t *root, uint64_t 
     json_t *entry;
     const size_t entries = json_object_size(root);
     if (entries > MR_MAX_TENSORS)
-        return mr_fail(err, MR_ERR_LIMIT, "%s names %zu tensors, at most %d are read", what, entries,
-                       MR_MAX_TENSORS);
+        return mr_fail(err, MR_ERR_LIMIT, "%s names %zu tensors, at most %d are read", what,
+                       entries, MR_MAX_TENSORS);
     out->tensors = mr_alloc_array(entries, sizeof(*out->tensors));
     json_object_foreach((json_t *)(uintptr_t)root, name, entry) {
         if (strcmp(name, "__metadata__") == 0) continue;
-        const mr_status status = parse_tensor(&out->tensors[out->count++], name, entry,
-                                              out->data_start, file_bytes - out->data_start, what, err);
+        const mr_status status =
+            parse_tensor(&out->tensors[out->count++], name, entry, out->data_start,
+                         file_bytes - out->data_start, what, err);
         if (status != MR_OK) return status;
     }
     return check_cover(out, file_bytes, what, err);
@@ -121,16 +129,17 @@ mr_status mr_safetensors_parse(mr_safetensors *out, const uint8_t *head, uint64_
     json_t *root;
     *out = (mr_safetensors){0};
     if (file_bytes < 8 || head_bytes < 8)
-        return mr_fail(err, MR_ERR_FORMAT, "%s has %llu bytes: too short for a safetensors file", what,
-                       (unsigned long long)file_bytes);
+        return mr_fail(err, MR_ERR_FORMAT, "%s has %llu bytes: too short for a safetensors file",
+                       what, (unsigned long long)file_bytes);
     memcpy(&length, head, sizeof(length));
     if (length > MR_MAX_SAFETENSORS_HEADER_BYTES)
-        return mr_fail(err, MR_ERR_LIMIT,
-                       "%s claims a header of %llu bytes, at most %d are read: is it a safetensors file?",
-                       what, (unsigned long long)length, MR_MAX_SAFETENSORS_HEADER_BYTES);
+        return mr_fail(
+            err, MR_ERR_LIMIT,
+            "%s claims a header of %llu bytes, at most %d are read: is it a safetensors file?",
+            what, (unsigned long long)length, MR_MAX_SAFETENSORS_HEADER_BYTES);
     if (length < 2 || length > file_bytes - 8 || length > head_bytes - 8)
-        return mr_fail(err, MR_ERR_FORMAT, "%s claims a header of %llu bytes in a file of %llu", what,
-                       (unsigned long long)length, (unsigned long long)file_bytes);
+        return mr_fail(err, MR_ERR_FORMAT, "%s claims a header of %llu bytes in a file of %llu",
+                       what, (unsigned long long)length, (unsigned long long)file_bytes);
     if (head[8] != '{')
         return mr_fail(err, MR_ERR_FORMAT, "%s: the header does not start with '{'", what);
     mr_status status = mr_json_parse(&root, (const char *)head + 8, (size_t)length, what, err);

@@ -13,8 +13,8 @@ typedef struct {
     uint64_t data_start; /* where the data begins in the file */
 } mr_safetensors;
 
-/* head: the first head_bytes bytes of a file of file_bytes bytes; must hold the whole header (8 + the
- * length in it). what names the file in sentences. */
+/* head: the first head_bytes bytes of a file of file_bytes bytes; must hold the whole header (8 +
+ * the length in it). what names the file in sentences. */
 mr_status mr_safetensors_parse(mr_safetensors *out, const uint8_t *head, uint64_t head_bytes,
                                uint64_t file_bytes, const char *what, mr_err *err);
 /* Reads the header of a file and parses it; header_digest (may be NULL) adds the header's bytes. */

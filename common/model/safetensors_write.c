@@ -92,8 +92,8 @@ mr_status mr_writer_declare(mr_writer *writer, uint32_t *out, const char *name, 
                        name);
     if (writer->tensor_count == writer->tensor_room) {
         writer->tensor_room = writer->tensor_room ? 2 * writer->tensor_room : 64;
-        writer->tensors = mr_realloc_array(writer->tensors, writer->tensor_room,
-                                           sizeof(*writer->tensors));
+        writer->tensors =
+            mr_realloc_array(writer->tensors, writer->tensor_room, sizeof(*writer->tensors));
     }
     out_tensor *tensor = &writer->tensors[writer->tensor_count];
     memset(tensor, 0, sizeof(*tensor));
@@ -187,8 +187,8 @@ static mr_status open_file(mr_writer *writer, uint32_t index, mr_err *err) {
     }
     if (fallocate(file->fd, 0, 0, (off_t)total) != 0 &&
         (errno != EOPNOTSUPP || ftruncate(file->fd, (off_t)total) != 0)) {
-        status = mr_fail(err, MR_ERR_IO, "reserve %llu bytes for %s: %s",
-                         (unsigned long long)total, file->path, strerror(errno));
+        status = mr_fail(err, MR_ERR_IO, "reserve %llu bytes for %s: %s", (unsigned long long)total,
+                         file->path, strerror(errno));
         goto free_start;
     }
     status = write_at(file, 0, start, 8 + padded, err);
@@ -227,7 +227,8 @@ mr_status mr_writer_begin_directory(mr_writer *writer, const char *directory,
         return mr_fail(err, MR_ERR_LIMIT, "%s: %u files of %llu bytes are more than the %d allowed",
                        directory, count, (unsigned long long)file_bytes_max, MR_MAX_MODEL_FILES);
     char **paths = mr_alloc_array(count, sizeof(*paths));
-    if (count == 1) paths[0] = mr_format("%s/model.safetensors", directory);
+    if (count == 1)
+        paths[0] = mr_format("%s/model.safetensors", directory);
     else {
         for (uint32_t i = 0; i < count; i++)
             paths[i] = mr_format("%s/model-%05u-of-%05u.safetensors", directory, i + 1, count);
@@ -243,9 +244,13 @@ uint64_t mr_writer_tensor_bytes(const mr_writer *writer, uint32_t tensor) {
     return writer->tensors[tensor].bytes;
 }
 
-uint64_t mr_writer_data_bytes(const mr_writer *writer) { return writer->data_bytes; }
+uint64_t mr_writer_data_bytes(const mr_writer *writer) {
+    return writer->data_bytes;
+}
 
-uint32_t mr_writer_file_count(const mr_writer *writer) { return writer->file_count; }
+uint32_t mr_writer_file_count(const mr_writer *writer) {
+    return writer->file_count;
+}
 
 mr_status mr_writer_put(mr_writer *writer, uint32_t tensor, uint64_t offset, const void *data,
                         size_t bytes, mr_err *err) {

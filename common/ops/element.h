@@ -8,7 +8,9 @@
 
 typedef enum { MR_F32 = 0, MR_BF16 = 1 } mr_element;
 
-static inline uint32_t mr_element_bytes(mr_element element) { return element == MR_F32 ? 4 : 2; }
+static inline uint32_t mr_element_bytes(mr_element element) {
+    return element == MR_F32 ? 4 : 2;
+}
 
 static inline float mr_bf16_to_f32(uint16_t value) {
     const uint32_t bits = (uint32_t)value << 16;
@@ -20,7 +22,8 @@ static inline float mr_bf16_to_f32(uint16_t value) {
 static inline uint16_t mr_f32_to_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof(bits));
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40); /* NaN stays NaN */
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)((bits >> 16) | 0x40); /* NaN stays NaN */
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 

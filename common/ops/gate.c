@@ -25,9 +25,13 @@ static float power_of_two(int power) {
     return result;
 }
 
-float mr_scale_exact(float x, int power) { return x * power_of_two(power); }
+float mr_scale_exact(float x, int power) {
+    return x * power_of_two(power);
+}
 
-float mr_dot_to_float(int64_t dot, int d) { return (float)dot * power_of_two(d - 62); }
+float mr_dot_to_float(int64_t dot, int d) {
+    return (float)dot * power_of_two(d - 62);
+}
 
 float mr_gelu(float x) {
     const double y = 0.5 * (double)x * (1.0 + mr_erf((double)x * 0.70710678118654752));

@@ -5,7 +5,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* e^x in fp32, within 2 units in the last place; 0 below -87.3, infinity above 88.7. NaN gives NaN. */
+/* e^x in fp32, within 2 units in the last place; 0 below -87.3, infinity above 88.7. NaN gives NaN.
+ */
 static inline float mr_exp(float x) {
     const float clamped = x < -87.33654f ? -87.33654f : x > 88.72283f ? 88.72283f : x;
     /* n = round(x / ln 2), by the classic addition of 1.5 * 2^23 */
@@ -36,9 +37,9 @@ static inline float mr_exp(float x) {
     return x < -87.33654f ? 0.0f : x > 88.72283f ? __builtin_inff() : x == x ? y : x;
 }
 
-double mr_erf(double x);                              /* absolute error below 1e-13 */
+double mr_erf(double x);                                 /* absolute error below 1e-13 */
 void mr_sin_cos(double x, double *sine, double *cosine); /* |x| <= 2^31, error below 1e-11 */
-double mr_ln(double x);                               /* x > 0, normal */
-double mr_exp_double(double x);                       /* |x| <= 700 */
+double mr_ln(double x);                                  /* x > 0, normal */
+double mr_exp_double(double x);                          /* |x| <= 700 */
 
 #endif

@@ -2,10 +2,10 @@
  *
  * Every backend gives the same bits for the retrieval kernels (pool, gate_dot) and for select: they
  * work on integers and comparisons. The dense kernels keep one order over K whatever the batch:
- * y[m][n] is one chain of fused multiply-adds k = 0, 1, .., K-1, so M = 1 and M = 512 agree, and since
- * a fused multiply-add is exact before its one rounding all backends agree here too.
- * Threads: all kernels only read their inputs and write what the caller owns; splitting over rows or
- * columns of the output is the caller's business (team.h). */
+ * y[m][n] is one chain of fused multiply-adds k = 0, 1, .., K-1, so M = 1 and M = 512 agree, and
+ * since a fused multiply-add is exact before its one rounding all backends agree here too. Threads:
+ * all kernels only read their inputs and write what the caller owns; splitting over rows or columns
+ * of the output is the caller's business (team.h). */
 #ifndef MR_OPS_OPS_H
 #define MR_OPS_OPS_H
 #include "common/ops/element.h"
@@ -16,18 +16,18 @@
 
 /* Rows of a table slice in memory. */
 typedef struct {
-    const void *data;     /* first element of row row_first */
+    const void *data; /* first element of row row_first */
     mr_element element;
     uint64_t row_first, row_count;
-    size_t stride;        /* elements from one row to the next */
-    uint32_t columns;     /* elements of a row that belong to the slice */
+    size_t stride;    /* elements from one row to the next */
+    uint32_t columns; /* elements of a row that belong to the slice */
 } mr_rows;
 
 /* Pool a slice of table rows in fixed point, entries in token order (CSR):
  *   acc[t][slot[j]][c] += rn(fl32(weight[core(c)][j] * row[j][c]))   for each entry j of token t
  * with core(c) = (column_first + c) / core_columns - core_first. Weights carry 2^(30-e) or 2^(62-e)
- * already. Products round to fp32, then to integer, both to nearest even. Integer addition is exact,
- * so any order, split or device gives the same bits. */
+ * already. Products round to fp32, then to integer, both to nearest even. Integer addition is
+ * exact, so any order, split or device gives the same bits. */
 typedef struct {
     mr_rows rows;
     uint32_t tokens, entries;
@@ -42,7 +42,8 @@ typedef struct {
     uint32_t core_first;   /* core of weight[0] */
 } mr_pool_args;
 
-/* Gate dots in fixed point: dot[j] = sum over c of rn(fl32(x[t][c] * pre[j][c])), x scaled by 2^(62-d). */
+/* Gate dots in fixed point: dot[j] = sum over c of rn(fl32(x[t][c] * pre[j][c])), x scaled by
+ * 2^(62-d). */
 typedef struct {
     mr_rows rows; /* pre-values */
     uint32_t tokens, entries;
@@ -54,7 +55,8 @@ typedef struct {
 
 enum { MR_PANEL = 32 }; /* output columns of a packed weight panel */
 
-/* Weights packed for gemm: panels of MR_PANEL output columns, [panels][K][MR_PANEL], zero padded. */
+/* Weights packed for gemm: panels of MR_PANEL output columns, [panels][K][MR_PANEL], zero padded.
+ */
 typedef struct {
     const void *data; /* 64-byte aligned */
     mr_element element;
@@ -63,7 +65,8 @@ typedef struct {
 
 typedef struct {
     const char *name; /* "ref", "avx2", "avx512" */
-    void (*pool32)(int32_t *acc, const mr_pool_args *a); /* acc [tokens][slots][columns], added to */
+    void (*pool32)(int32_t *acc,
+                   const mr_pool_args *a); /* acc [tokens][slots][columns], added to */
     void (*pool64)(int64_t *acc, const mr_pool_args *a);
     void (*gate_dot)(int64_t *dot, const mr_gate_args *a);
     /* y[m][y_stride] = x[m][x_stride] . w^T for panels [panel_first, panel_first + panel_count);

@@ -1,5 +1,6 @@
-/* ops_ref.c - the contract of ops.h as plain loops: what every other backend is compared with. It is
- * not optimised and stays so. Sums wrap as unsigned integers, so that even nonsense is defined. */
+/* ops_ref.c - the contract of ops.h as plain loops: what every other backend is compared with. It
+ * is not optimised and stays so. Sums wrap as unsigned integers, so that even nonsense is defined.
+ */
 #include "common/ops/cpu/backends.h"
 
 #include <math.h>

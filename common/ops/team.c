@@ -1,5 +1,5 @@
-/* team.c - see team.h. The generation counter announces a loop, `left` counts members still in it. The
- * mutex guards only sleeping and waking: a member that found nothing to do for a while. */
+/* team.c - see team.h. The generation counter announces a loop, `left` counts members still in it.
+ * The mutex guards only sleeping and waking: a member that found nothing to do for a while. */
 #include "common/ops/team.h"
 
 #include "common/base/limits.h"
@@ -111,7 +111,8 @@ mr_status mr_team_open(mr_team **out, uint32_t threads, mr_err *err) {
     *out = NULL;
     if (threads == 0) threads = cores < MR_MAX_THREADS ? cores : MR_MAX_THREADS;
     if (threads > MR_MAX_THREADS)
-        return mr_fail(err, MR_ERR_LIMIT, "%u threads asked for, at most %d", threads, MR_MAX_THREADS);
+        return mr_fail(err, MR_ERR_LIMIT, "%u threads asked for, at most %d", threads,
+                       MR_MAX_THREADS);
     mr_team *t = mr_alloc(sizeof(*t));
     t->size = threads;
     t->spin = threads <= cores;
@@ -124,7 +125,8 @@ mr_status mr_team_open(mr_team **out, uint32_t threads, mr_err *err) {
         if (pthread_create(&t->threads[i], NULL, member_main, t) != 0) {
             stop_members(t, i);
             free_team(t);
-            return mr_fail(err, MR_ERR_LIMIT, "thread %u of %u could not be started", i + 2, threads);
+            return mr_fail(err, MR_ERR_LIMIT, "thread %u of %u could not be started", i + 2,
+                           threads);
         }
     *out = t;
     return MR_OK;
@@ -136,7 +138,9 @@ void mr_team_close(mr_team *team) {
     free_team(team);
 }
 
-uint32_t mr_team_size(const mr_team *team) { return team->size; }
+uint32_t mr_team_size(const mr_team *team) {
+    return team->size;
+}
 
 void mr_team_run(mr_team *t, mr_team_task task, void *context, uint32_t items) {
     if (t->size == 1 || items <= 1) {

@@ -1,8 +1,9 @@
 /* test_ops.c - every kernel on every backend this processor has, against the plain loops.
  *
- * Goal: a backend is the reference, bit for bit. Method: shapes that straddle every boundary the fast
- * paths have (vector widths, panels, cores, slots, tails), values of all magnitudes the contract
- * allows, both storage types. Elementary functions are compared with the C library's double ones. */
+ * Goal: a backend is the reference, bit for bit. Method: shapes that straddle every boundary the
+ * fast paths have (vector widths, panels, cores, slots, tails), values of all magnitudes the
+ * contract allows, both storage types. Elementary functions are compared with the C library's
+ * double ones. */
 #include "common/ops/cpu/backends.h"
 #include "common/ops/dense.h"
 #include "common/ops/gate.h"
@@ -24,8 +25,12 @@ static uint32_t next_u32(void) {
     mr_philox(out, counter, key);
     return out[0];
 }
-static float next_float(void) { return (float)(int32_t)next_u32() * 0x1p-31f; }
-static uint32_t below(uint32_t n) { return next_u32() % n; }
+static float next_float(void) {
+    return (float)(int32_t)next_u32() * 0x1p-31f;
+}
+static uint32_t below(uint32_t n) {
+    return next_u32() % n;
+}
 
 static const mr_ops *backend(int i) {
     static const char *const names[] = {"avx2", "avx512"};
@@ -45,7 +50,8 @@ static table make_table(mr_element element, uint32_t rows, uint32_t columns, int
         const float value = next_float();
         const uint16_t half = mr_f32_to_bf16(value);
         const void *from = element == MR_F32 ? (const void *)&value : (const void *)&half;
-        memcpy(t.data + (size_t)odd + i * mr_element_bytes(element), from, mr_element_bytes(element));
+        memcpy(t.data + (size_t)odd + i * mr_element_bytes(element), from,
+               mr_element_bytes(element));
     }
     t.rows = (mr_rows){t.data + odd, element, 100, rows, stride, columns};
     return t;
@@ -67,8 +73,9 @@ static void check_pool(mr_element element, uint32_t columns, uint32_t column_fir
     }
     for (uint32_t i = 0; i < cores * ENTRIES; i++)
         weight[i] = next_float() * (bits == 32 ? 0x1p24f : ldexpf(1, 4 + (int)below(54)));
-    const mr_pool_args args = {t.rows, TOKENS, ENTRIES, count, row, slots > 1 ? slot : NULL, weight,
-                               ENTRIES, slots, column_first, core_columns, core_first};
+    const mr_pool_args args = {
+        t.rows, TOKENS,  ENTRIES, count,        row,          slots > 1 ? slot : NULL,
+        weight, ENTRIES, slots,   column_first, core_columns, core_first};
     const size_t cells = (size_t)TOKENS * slots * columns;
     int64_t *want = calloc(cells, 8), *got = calloc(cells, 8);
     for (int b = 0; b < 2; b++) {
@@ -140,7 +147,8 @@ static void check_gemm(mr_element element, uint32_t m, uint32_t n, uint32_t k) {
         const float value = next_float();
         const uint16_t half = mr_f32_to_bf16(value);
         memcpy((uint8_t *)data + i * mr_element_bytes(element),
-               element == MR_F32 ? (const void *)&value : (const void *)&half, mr_element_bytes(element));
+               element == MR_F32 ? (const void *)&value : (const void *)&half,
+               mr_element_bytes(element));
     }
     for (size_t i = 0; i < (size_t)m * (k + 1); i++) x[i] = next_float();
     const mr_packed w = {data, element, n, k};
@@ -151,11 +159,13 @@ static void check_gemm(mr_element element, uint32_t m, uint32_t n, uint32_t k) {
         backend(b)->gemm(got, stride, x, k + 1, m, &w, 0, panels);
         assert_memory_equal(want, got, m * stride * sizeof(float));
         for (uint32_t row = 0; row < m; row++) /* one row alone: the same chain */
-            backend(b)->gemm(got + row * stride, stride, x + row * (k + 1), k + 1, 1, &w, 0, panels);
+            backend(b)->gemm(got + row * stride, stride, x + row * (k + 1), k + 1, 1, &w, 0,
+                             panels);
         assert_memory_equal(want, got, m * stride * sizeof(float));
     }
     double sum = 0;
-    for (uint32_t i = 0; i < k; i++) sum += (double)x[i] * (double)mr_element_at(data, element, (uint64_t)i * MR_PANEL);
+    for (uint32_t i = 0; i < k; i++)
+        sum += (double)x[i] * (double)mr_element_at(data, element, (uint64_t)i * MR_PANEL);
     assert_true(fabs(sum - (double)want[0]) < 1e-5 * sqrt(k + 1.0));
     free(data);
     free(x);
@@ -215,14 +225,16 @@ static void test_elementary_functions(void **unused) {
     for (double x = -7; x < 7; x += 0.00091) assert_true(fabs(mr_erf(x) - erf(x)) < 1e-13);
     for (float x = -87; x < 88.5f; x += 0.0137f)
         assert_true(fabs((double)mr_exp(x) / exp((double)x) - 1) < 2.5e-7);
-    assert_true(mr_exp(-200) == 0 && mr_exp(-INFINITY) == 0 && isinf(mr_exp(89)) && isnan(mr_exp(NAN)));
+    assert_true(mr_exp(-200) == 0 && mr_exp(-INFINITY) == 0 && isinf(mr_exp(89)) &&
+                isnan(mr_exp(NAN)));
     assert_true(mr_exp(0) == 1);
     for (double x = 0; x < 4e6; x += 97.13) {
         double s, c;
         mr_sin_cos(x, &s, &c);
         assert_true(fabs(s - sin(x)) < 1e-11 && fabs(c - cos(x)) < 1e-11);
     }
-    for (double x = 1e-30; x < 1e30; x *= 1.37) assert_true(fabs(mr_ln(x) - log(x)) < 1e-13 * (1 + fabs(log(x))));
+    for (double x = 1e-30; x < 1e30; x *= 1.37)
+        assert_true(fabs(mr_ln(x) - log(x)) < 1e-13 * (1 + fabs(log(x))));
 }
 
 static void test_exponents(void **unused) {
@@ -270,16 +282,21 @@ static void test_norms_against_double(void **unused) {
     mr_rms_norm(rms, x, w, 77, 1e-5f);
     mr_layer_norm(layer, x, w, 77, 1e-5f);
     for (int i = 0; i < 77; i++) {
-        assert_true(fabs((double)rms[i] - (double)x[i] / sqrt(square / 77 + 1e-5) * (double)w[i]) < 1e-6);
-        assert_true(fabs((double)layer[i] - ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)w[i]) < 2e-6);
+        assert_true(fabs((double)rms[i] - (double)x[i] / sqrt(square / 77 + 1e-5) * (double)w[i]) <
+                    1e-6);
+        assert_true(fabs((double)layer[i] -
+                         ((double)x[i] - mean) / sqrt(variance + 1e-5) * (double)w[i]) < 2e-6);
     }
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pool),       cmocka_unit_test(test_gate_dot),
-        cmocka_unit_test(test_gemm),       cmocka_unit_test(test_select),
-        cmocka_unit_test(test_exponents),  cmocka_unit_test(test_elementary_functions),
-        cmocka_unit_test(test_philox_known_answers), cmocka_unit_test(test_norms_against_double)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_pool),
+                                       cmocka_unit_test(test_gate_dot),
+                                       cmocka_unit_test(test_gemm),
+                                       cmocka_unit_test(test_select),
+                                       cmocka_unit_test(test_exponents),
+                                       cmocka_unit_test(test_elementary_functions),
+                                       cmocka_unit_test(test_philox_known_answers),
+                                       cmocka_unit_test(test_norms_against_double)};
     return cmocka_run_group_tests_name("ops", tests, NULL, NULL);
 }

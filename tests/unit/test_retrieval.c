@@ -1,7 +1,8 @@
 /* test_retrieval.c - the worker's side of retrieval when its peers misbehave.
  *
- * Goal: a memshard that is silent, gone, or talks nonsense fails the step with a sentence that names it,
- * inside the deadline, and the next step starts clean. Method: the other end of a socket pair. */
+ * Goal: a memshard that is silent, gone, or talks nonsense fails the step with a sentence that
+ * names it, inside the deadline, and the next step starts clean. Method: the other end of a socket
+ * pair. */
 #include "common/base/clock.h"
 #include "common/net/frames.h"
 #include "worker/retrieval.h"
@@ -103,20 +104,27 @@ static void handler(void *context, mr_link *reply, const mr_frame *frame) {
     for (int i = 0; i < TOKENS * WIDTH; i++) sums[i] = (i + 1) << 20;
     mr_wire_header header = {.type = MR_FRAME_POOLED, .request = frame->header->request};
     switch (how) {
-    case SHORT: mr_link_send(reply, &header, sums, sizeof(sums) - 4); break;
+    case SHORT:
+        mr_link_send(reply, &header, sums, sizeof(sums) - 4);
+        break;
     case WRONG_TYPE:
         header.type = MR_FRAME_DOTS;
         mr_link_send(reply, &header, sums, sizeof(sums));
         break;
-    case REFUSED: mr_link_send_error(reply, header.request, MR_ERR_RANGE, "row 11 of 10"); break;
+    case REFUSED:
+        mr_link_send_error(reply, header.request, MR_ERR_RANGE, "row 11 of 10");
+        break;
     case STALE: /* an answer to a question of long ago comes first */
         header.request = last_request;
         mr_link_send(reply, &header, sums, 4);
         header.request = frame->header->request;
         mr_link_send(reply, &header, sums, sizeof(sums));
         break;
-    case TWICE: mr_link_send(reply, &header, sums, sizeof(sums)); /* fallthrough */
-    case GOOD: mr_link_send(reply, &header, sums, sizeof(sums)); break;
+    case TWICE:
+        mr_link_send(reply, &header, sums, sizeof(sums)); /* fallthrough */
+    case GOOD:
+        mr_link_send(reply, &header, sums, sizeof(sums));
+        break;
     }
     last_request = frame->header->request;
 }
@@ -175,9 +183,10 @@ static void test_weights_that_are_no_numbers_are_not_sent(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_a_silent_shard_times_out),
-                                       cmocka_unit_test(test_a_closed_shard_fails_at_once),
-                                       cmocka_unit_test(test_answers_are_checked),
-                                       cmocka_unit_test(test_weights_that_are_no_numbers_are_not_sent)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_silent_shard_times_out),
+        cmocka_unit_test(test_a_closed_shard_fails_at_once),
+        cmocka_unit_test(test_answers_are_checked),
+        cmocka_unit_test(test_weights_that_are_no_numbers_are_not_sent)};
     return cmocka_run_group_tests_name("retrieval", tests, NULL, NULL);
 }

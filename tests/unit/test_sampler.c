@@ -67,7 +67,8 @@ static void test_logprobs(void **state) {
     assert_int_equal(out.top_count, 5);
     assert_int_equal(top[0].token, out.token);
     for (int i = 0; i < 5; i++) {
-        assert_true(fabs((double)top[i].logprob - log(softmax_of((uint32_t)top[i].token, 1))) < 1e-5);
+        assert_true(fabs((double)top[i].logprob - log(softmax_of((uint32_t)top[i].token, 1))) <
+                    1e-5);
         assert_true(i == 0 || top[i].logprob <= top[i - 1].logprob);
     }
 }
@@ -79,7 +80,8 @@ static void test_draws_follow_the_distribution(void **state) {
     double chi = 0;
     (void)state;
     for (uint32_t i = 0; i < DRAWS; i++)
-        seen[sample(&e, (mr_wire_sequence){.temperature = 0.8f, .top_p = 1, .seed = 5, .output_position = i})]++;
+        seen[sample(&e, (mr_wire_sequence){
+                            .temperature = 0.8f, .top_p = 1, .seed = 5, .output_position = i})]++;
     for (uint32_t t = 0; t < VOCAB; t++) {
         const double expected = DRAWS * softmax_of(t, (double)0.8f);
         chi += (seen[t] - expected) * (seen[t] - expected) / expected;
@@ -124,7 +126,8 @@ static void test_filters(void **state) {
     check_filter((mr_wire_sequence){.temperature = 1, .top_p = 0.3f}, NULL);
     check_filter((mr_wire_sequence){.temperature = 1, .top_p = 0.9f}, "ref");
     check_filter((mr_wire_sequence){.temperature = 1, .top_p = 1, .min_p = 0.35f}, NULL);
-    check_filter((mr_wire_sequence){.temperature = 0.5f, .top_p = 0.8f, .min_p = 0.1f, .top_k = 100}, NULL);
+    check_filter(
+        (mr_wire_sequence){.temperature = 0.5f, .top_p = 0.8f, .min_p = 0.1f, .top_k = 100}, NULL);
     check_filter((mr_wire_sequence){.temperature = 2, .top_p = 1e-6f}, NULL);
 }
 
@@ -133,7 +136,8 @@ static void test_only_the_counter_decides(void **state) {
     uint32_t differs = 0;
     (void)state;
     for (uint32_t i = 0; i < 500; i++) {
-        mr_wire_sequence s = {.temperature = 1, .top_p = 0.95f, .seed = 1ull << 40, .output_position = i};
+        mr_wire_sequence s = {
+            .temperature = 1, .top_p = 0.95f, .seed = 1ull << 40, .output_position = i};
         const uint32_t first = sample(&fast, s);
         s.id = 99; /* who asks, and in which company, does not matter */
         s.position = i * 3;
@@ -148,10 +152,9 @@ static void test_only_the_counter_decides(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy_takes_the_best_and_the_lower_id),
-                                       cmocka_unit_test(test_logprobs),
-                                       cmocka_unit_test(test_draws_follow_the_distribution),
-                                       cmocka_unit_test(test_filters),
-                                       cmocka_unit_test(test_only_the_counter_decides)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_greedy_takes_the_best_and_the_lower_id),
+        cmocka_unit_test(test_logprobs), cmocka_unit_test(test_draws_follow_the_distribution),
+        cmocka_unit_test(test_filters), cmocka_unit_test(test_only_the_counter_decides)};
     return cmocka_run_group_tests_name("sampler", tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* test_step.c - the engine as a library: steps of many sequences.
  *
- * Goal: what a sequence samples does not depend on who shares its steps, how its prompt was cut, or how
- * many threads there are; bad steps are refused and harm nobody; a warm step allocates nothing.
+ * Goal: what a sequence samples does not depend on who shares its steps, how its prompt was cut, or
+ * how many threads there are; bad steps are refused and harm nobody; a warm step allocates nothing.
  * Method: golden models, a memshard over a loop link, and a malloc that counts. */
 #include "memshard/serve.h"
 #include "worker/engine.h"
@@ -65,7 +65,8 @@ static void make(cluster *c, const char *name, uint32_t threads, mr_grid grid) {
                                  .step_sequences_max = 8,
                                  .grid = grid};
     if (mr_model_memory_count(c->model) > 0) {
-        assert_int_equal(mr_memshard_open(&c->shard, c->model, &c->manifest, NULL, grid, 0, 1, &err), MR_OK);
+        assert_int_equal(
+            mr_memshard_open(&c->shard, c->model, &c->manifest, NULL, grid, 0, 1, &err), MR_OK);
         link = mr_link_loop(mr_memshard_handle, c->shard, "loop");
         options.shards = &link;
         options.shard_count = 1;
@@ -92,7 +93,8 @@ typedef struct {
     sequence *all[4];
 } company;
 
-static void on_sampled(void *context, uint32_t index, const mr_wire_sampled *s, const mr_wire_logprob *top) {
+static void on_sampled(void *context, uint32_t index, const mr_wire_sampled *s,
+                       const mr_wire_logprob *top) {
     company *c = context;
     sequence *q = c->all[s->id];
     (void)index;
@@ -109,15 +111,16 @@ static mr_status step(cluster *c, company *who, uint32_t count, uint32_t chunk, 
         sequence *q = who->all[i];
         if (q->done >= LENGTH) continue;
         uint32_t n = q->known - q->done < chunk ? q->known - q->done : chunk;
-        sequences[active++] = (mr_wire_sequence){.id = i,
-                                                 .position = q->done,
-                                                 .token_count = n,
-                                                 .block_count = 3,
-                                                 .flags = q->done + n == q->known ? MR_SEQUENCE_SAMPLE : 0,
-                                                 .temperature = 0.9f,
-                                                 .top_p = 0.9f,
-                                                 .seed = q->seed,
-                                                 .output_position = q->known};
+        sequences[active++] =
+            (mr_wire_sequence){.id = i,
+                               .position = q->done,
+                               .token_count = n,
+                               .block_count = 3,
+                               .flags = q->done + n == q->known ? MR_SEQUENCE_SAMPLE : 0,
+                               .temperature = 0.9f,
+                               .top_p = 0.9f,
+                               .seed = q->seed,
+                               .output_position = q->known};
         for (uint32_t k = 0; k < n; k++) tokens[used++] = q->tokens[q->done + k];
         for (uint32_t k = 0; k < 3; k++) blocks[block_count++] = 4 * i + k + 1;
         q->done += n;
@@ -134,7 +137,8 @@ static sequence prompt(uint32_t length, uint64_t seed) {
     return q;
 }
 
-static const char *const models[] = {"v2_glu_kx2_e4", "v1_ive4_skip", "memory_plus", "pkm", "moe_topk_norm"};
+static const char *const models[] = {"v2_glu_kx2_e4", "v1_ive4_skip", "memory_plus", "pkm",
+                                     "moe_topk_norm"};
 
 static void test_company_does_not_matter(void **state) {
     (void)state;
@@ -144,7 +148,8 @@ static void test_company_does_not_matter(void **state) {
         cluster c;
         make(&c, models[m], 1, (mr_grid){1, 1});
         company one = {{&alone}};
-        while (step(&c, &one, 1, 64, &err) == MR_OK) {}
+        while (step(&c, &one, 1, 64, &err) == MR_OK) {
+        }
         end(&c);
         cluster d;
         make(&d, models[m], 3, (mr_grid){2, 3});
@@ -152,7 +157,8 @@ static void test_company_does_not_matter(void **state) {
         company all = {{&crowd[0], &crowd[1], &crowd[2], &crowd[3]}};
         uint32_t round = 0;
         mr_status status;
-        while ((status = step(&d, &all, 4, 1 + round++ % 5, &err)) == MR_OK) {}
+        while ((status = step(&d, &all, 4, 1 + round++ % 5, &err)) == MR_OK) {
+        }
         if (status != MR_ERR_CANCELLED) fail_msg("%s", err.text);
         end(&d);
         assert_memory_equal(alone.tokens, crowd[0].tokens, sizeof(alone.tokens));
@@ -163,7 +169,8 @@ static void test_bad_steps_are_refused(void **state) {
     cluster c;
     mr_err err;
     make(&c, "v2_glu_kx2_e4", 1, (mr_grid){1, 1});
-    const mr_wire_sequence good = {.token_count = 2, .block_count = 1, .top_p = 1, .flags = MR_SEQUENCE_SAMPLE};
+    const mr_wire_sequence good = {
+        .token_count = 2, .block_count = 1, .top_p = 1, .flags = MR_SEQUENCE_SAMPLE};
     const int32_t tokens[2] = {1, 2}, unknown[2] = {1, 384}, negative[2] = {-1, 2};
     const uint32_t block[1] = {0}, far[1] = {BLOCKS};
     const mr_step_sink sink = {0};
@@ -203,7 +210,8 @@ static void test_a_warm_step_allocates_nothing(void **state) {
             sequence q[2] = {prompt(20, 1), prompt(9, 2)};
             company two = {{&q[0], &q[1]}};
             const unsigned before = atomic_load(&allocations);
-            while (step(&c, &two, 2, 16, &err) == MR_OK) {}
+            while (step(&c, &two, 2, 16, &err) == MR_OK) {
+            }
             if (warm && COUNTS_ALLOCATIONS) assert_int_equal(atomic_load(&allocations), before);
         }
         end(&c);

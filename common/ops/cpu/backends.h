@@ -5,8 +5,8 @@
 
 extern const mr_ops mr_ops_avx2, mr_ops_avx512;
 
-/* A score and its index as one integer that orders as select does: larger is better, equal scores by
- * lower index. The sign trick makes fp32 bits ordered integers; adding 0 turns -0 into +0. */
+/* A score and its index as one integer that orders as select does: larger is better, equal scores
+ * by lower index. The sign trick makes fp32 bits ordered integers; adding 0 turns -0 into +0. */
 static inline uint64_t mr_select_key(float score, uint32_t index) {
     const float canonical = score + 0.0f;
     uint32_t bits;
@@ -60,7 +60,8 @@ static inline void mr_select_finish(uint32_t *out_index, uint64_t *heap, uint32_
     }
 }
 
-/* The score of the worst kept key: others must be strictly better, as ties go to the lower index. */
+/* The score of the worst kept key: others must be strictly better, as ties go to the lower index.
+ */
 static inline float mr_select_threshold(const uint64_t *heap) {
     uint32_t bits = (uint32_t)(heap[0] >> 32);
     bits ^= (bits & 0x80000000u) ? 0x80000000u : 0xffffffffu;

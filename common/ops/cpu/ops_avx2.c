@@ -1,5 +1,6 @@
 /* ops_avx2.c - the kernels for AVX2 and FMA; see ops_avx512.c for the ideas. AVX2 has no conversion
- * from fp32 to int64: above 2^31 a float is already whole, so its mantissa is shifted into place. */
+ * from fp32 to int64: above 2^31 a float is already whole, so its mantissa is shifted into place.
+ */
 #include "common/ops/cpu/backends.h"
 
 #if defined(__AVX2__)
@@ -19,7 +20,8 @@ static inline void prefetch_row(const uint8_t *row, size_t bytes) {
 }
 
 static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
-    return (const uint8_t *)r->data + (row - r->row_first) * r->stride * mr_element_bytes(r->element);
+    return (const uint8_t *)r->data +
+           (row - r->row_first) * r->stride * mr_element_bytes(r->element);
 }
 
 static inline uint32_t entries_ahead(const mr_rows *r) {
@@ -34,8 +36,8 @@ static inline __m256i to_int64(__m128 p) {
     const __m256i bits = _mm256_cvtepi32_epi64(_mm_castps_si128(p)); /* sign-extended */
     const __m256i exponent =
         _mm256_and_si256(_mm256_srli_epi64(bits, 23), _mm256_set1_epi64x(0xff));
-    const __m256i mantissa = _mm256_or_si256(
-        _mm256_and_si256(bits, _mm256_set1_epi64x(0x7fffff)), _mm256_set1_epi64x(0x800000));
+    const __m256i mantissa = _mm256_or_si256(_mm256_and_si256(bits, _mm256_set1_epi64x(0x7fffff)),
+                                             _mm256_set1_epi64x(0x800000));
     const __m256i shifted =
         _mm256_sllv_epi64(mantissa, _mm256_sub_epi64(exponent, _mm256_set1_epi64x(150)));
     const __m256i sign = _mm256_cmpgt_epi64(_mm256_setzero_si256(), bits);
@@ -68,8 +70,8 @@ static inline void add64(int64_t *acc, const uint8_t *row, float weight, uint32_
     for (; c + 8 <= to; c += 8) {
         __m256i *at = (__m256i *)(void *)(acc + c);
         const __m256 p = _mm256_mul_ps(w, load8(row + c * size, element));
-        _mm256_storeu_si256(at, _mm256_add_epi64(_mm256_loadu_si256(at),
-                                                 to_int64(_mm256_castps256_ps128(p))));
+        _mm256_storeu_si256(
+            at, _mm256_add_epi64(_mm256_loadu_si256(at), to_int64(_mm256_castps256_ps128(p))));
         _mm256_storeu_si256(at + 1, _mm256_add_epi64(_mm256_loadu_si256(at + 1),
                                                      to_int64(_mm256_extractf128_ps(p, 1))));
     }
@@ -95,9 +97,11 @@ static inline void add64(int64_t *acc, const uint8_t *row, float weight, uint32_
                     const uint32_t core = (a->column_first + from) / a->core_columns;              \
                     uint32_t to = (core + 1) * a->core_columns - a->column_first;                  \
                     if (to > columns) to = columns;                                                \
-                    const float w = a->weight[(core - a->core_first) * a->weight_stride + j];    \
-                    if (element == MR_F32) ADD(out, row, w, from, to, MR_F32);                     \
-                    else ADD(out, row, w, from, to, MR_BF16);                                      \
+                    const float w = a->weight[(core - a->core_first) * a->weight_stride + j];      \
+                    if (element == MR_F32)                                                         \
+                        ADD(out, row, w, from, to, MR_F32);                                        \
+                    else                                                                           \
+                        ADD(out, row, w, from, to, MR_BF16);                                       \
                     from = to;                                                                     \
                 }                                                                                  \
             }                                                                                      \
@@ -119,7 +123,8 @@ static void avx2_gate_dot(int64_t *dot, const mr_gate_args *a) {
             __m256i sum = _mm256_setzero_si256();
             uint32_t c = 0;
             for (; c + 8 <= columns; c += 8) {
-                const __m256 p = _mm256_mul_ps(_mm256_loadu_ps(x + c), load8(row + c * size, element));
+                const __m256 p =
+                    _mm256_mul_ps(_mm256_loadu_ps(x + c), load8(row + c * size, element));
                 sum = _mm256_add_epi64(sum, to_int64(_mm256_castps256_ps128(p)));
                 sum = _mm256_add_epi64(sum, to_int64(_mm256_extractf128_ps(p, 1)));
             }
@@ -169,9 +174,8 @@ gemm_tile(float *y, size_t y_stride, const float *x, size_t x_stride, const mr_p
 }
 
 /* One row: a whole panel, four chains. */
-static inline __attribute__((always_inline)) void gemv_tile(float *y, const float *x,
-                                                            const mr_packed *w, uint32_t panel,
-                                                            mr_element element) {
+static inline __attribute__((always_inline)) void
+gemv_tile(float *y, const float *x, const mr_packed *w, uint32_t panel, mr_element element) {
     const size_t size = element == MR_F32 ? 4 : 2;
     const uint8_t *b = (const uint8_t *)w->data + (size_t)panel * w->k * MR_PANEL * size;
     __m256 sum[4];
@@ -188,8 +192,8 @@ static inline __attribute__((always_inline)) void gemv_tile(float *y, const floa
 }
 
 static inline __attribute__((always_inline)) void
-gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
-         const mr_packed *w, uint32_t panel_first, uint32_t panel_count, mr_element element) {
+gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m, const mr_packed *w,
+         uint32_t panel_first, uint32_t panel_count, mr_element element) {
     for (uint32_t p = panel_first; p < panel_first + panel_count; p++) {
         if (m == 1) {
             gemv_tile(y, x, w, p, element);
@@ -198,11 +202,14 @@ gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
         for (uint32_t half = 0; half < 2; half++) {
             uint32_t i = 0;
             for (; i + 6 <= m; i += 6)
-                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 6, element);
+                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 6,
+                          element);
             for (; i + 2 <= m; i += 2)
-                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 2, element);
+                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 2,
+                          element);
             for (; i < m; i++)
-                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 1, element);
+                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 1,
+                          element);
         }
     }
 }
@@ -211,7 +218,8 @@ static void avx2_gemm(float *y, size_t y_stride, const float *x, size_t x_stride
                       const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
     if (w->element == MR_F32)
         gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_F32);
-    else gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
+    else
+        gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
 }
 
 static bool avx2_select(uint32_t *out_index, const float *score, uint32_t n, uint32_t k,

@@ -1,11 +1,11 @@
 /* ops_avx512.c - the kernels for AVX-512 (F, BW, DQ, VL). Built with those flags for this file only
  * and reached through mr_ops_find(), so that the program starts on any x86-64.
  *
- * pool: rows are far apart in memory, so the work is to keep many cache lines on their way. Entries of
- *   one slot are taken four at a time (the sum stays in registers, the accumulator is touched once for
- *   four rows), and for every line that is added one line of a later row is asked for.
- * gemm: 8 rows x 32 columns of y in 16 registers, one fused multiply-add chain over all of K; for one
- *   row, four panels side by side give eight independent chains. */
+ * pool: rows are far apart in memory, so the work is to keep many cache lines on their way. Entries
+ * of one slot are taken four at a time (the sum stays in registers, the accumulator is touched once
+ * for four rows), and for every line that is added one line of a later row is asked for. gemm: 8
+ * rows x 32 columns of y in 16 registers, one fused multiply-add chain over all of K; for one row,
+ * four panels side by side give eight independent chains. */
 #include "common/ops/cpu/backends.h"
 
 #if defined(__AVX512F__)
@@ -31,12 +31,13 @@ static inline __m512 load16_masked(const uint8_t *at, mr_element element, __mmas
 }
 
 static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
-    return (const uint8_t *)r->data + (row - r->row_first) * r->stride * mr_element_bytes(r->element);
+    return (const uint8_t *)r->data +
+           (row - r->row_first) * r->stride * mr_element_bytes(r->element);
 }
 
-/* Entries between asking for a row and using it: enough lines on their way to cover memory's latency,
- * few enough to stay in the second-level cache. Of 4 to 24 and both cache levels, 12 rows into the
- * second level came out best for rows of 384 to 2048 bytes (bench/pool.c, Zen 4). */
+/* Entries between asking for a row and using it: enough lines on their way to cover memory's
+ * latency, few enough to stay in the second-level cache. Of 4 to 24 and both cache levels, 12 rows
+ * into the second level came out best for rows of 384 to 2048 bytes (bench/pool.c, Zen 4). */
 enum { AHEAD = 12 };
 
 static inline void prefetch_row(const uint8_t *row, size_t bytes) {
@@ -60,16 +61,18 @@ static inline __m512i product32(__m512 w, __m512 v) {
 }
 
 /* acc[c] += sum over `rows` rows, for columns [from, to) that one core weighs. */
-static inline __attribute__((always_inline)) void
-quad_add32(int32_t *acc, const quad *q, int rows, size_t core_at, uint32_t from, uint32_t to,
-           mr_element element) {
+static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const quad *q, int rows,
+                                                             size_t core_at, uint32_t from,
+                                                             uint32_t to, mr_element element) {
     const size_t size = element == MR_F32 ? 4 : 2;
     __m512 w[4];
     for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
     uint32_t c = from;
     if (element == MR_BF16) {
-        const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-        const __m512i high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+        const __m512i low =
+            _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        const __m512i high =
+            _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
         for (; c + 32 <= to; c += 32) { /* a cache line of each row */
             __m512i even = _mm512_setzero_si512(), odd = even;
             for (int i = 0; i < rows; i++) {
@@ -82,7 +85,8 @@ quad_add32(int32_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
             const __m512i first = _mm512_permutex2var_epi32(even, low, odd);
             const __m512i second = _mm512_permutex2var_epi32(even, high, odd);
             _mm512_storeu_si512(acc + c, _mm512_add_epi32(_mm512_loadu_si512(acc + c), first));
-            _mm512_storeu_si512(acc + c + 16, _mm512_add_epi32(_mm512_loadu_si512(acc + c + 16), second));
+            _mm512_storeu_si512(acc + c + 16,
+                                _mm512_add_epi32(_mm512_loadu_si512(acc + c + 16), second));
         }
     }
     for (; c + 16 <= to; c += 16) {
@@ -98,15 +102,16 @@ quad_add32(int32_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
         __m512i sum = _mm512_maskz_loadu_epi32(mask, acc + c);
         for (int i = 0; i < rows; i++) {
             _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
-            sum = _mm512_add_epi32(sum, product32(w[i], load16_masked(q->row[i] + c * size, element, mask)));
+            sum = _mm512_add_epi32(
+                sum, product32(w[i], load16_masked(q->row[i] + c * size, element, mask)));
         }
         _mm512_mask_storeu_epi32(acc + c, mask, sum);
     }
 }
 
-static inline __attribute__((always_inline)) void
-quad_add64(int64_t *acc, const quad *q, int rows, size_t core_at, uint32_t from, uint32_t to,
-           mr_element element) {
+static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const quad *q, int rows,
+                                                             size_t core_at, uint32_t from,
+                                                             uint32_t to, mr_element element) {
     const size_t size = element == MR_F32 ? 4 : 2;
     __m512 w[4];
     for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
@@ -129,9 +134,8 @@ quad_add64(int64_t *acc, const quad *q, int rows, size_t core_at, uint32_t from,
 
 /* All columns of one to four rows, core by core. */
 #define POOL_ROWS(NAME, TYPE, ADD)                                                                 \
-    static inline __attribute__((always_inline)) void NAME(TYPE *acc, const mr_pool_args *a,       \
-                                                           const quad *q, int rows,                \
-                                                           mr_element element) {                   \
+    static inline __attribute__((always_inline)) void NAME(                                        \
+        TYPE *acc, const mr_pool_args *a, const quad *q, int rows, mr_element element) {           \
         uint32_t from = 0;                                                                         \
         while (from < a->rows.columns) {                                                           \
             const uint32_t core = (a->column_first + from) / a->core_columns;                      \
@@ -146,9 +150,10 @@ POOL_ROWS(pool_rows64, int64_t, quad_add64)
 
 enum { WINDOW = 128 }; /* entries put in order of their slot at a time */
 
-/* order[i]: the entries [first, first + count), those of one slot side by side. Sums are exact, so the
- * order is free; it lets four rows share one pass over the accumulator. */
-static inline void order_by_slot(uint32_t *order, const mr_pool_args *a, uint32_t first, uint32_t count) {
+/* order[i]: the entries [first, first + count), those of one slot side by side. Sums are exact, so
+ * the order is free; it lets four rows share one pass over the accumulator. */
+static inline void order_by_slot(uint32_t *order, const mr_pool_args *a, uint32_t first,
+                                 uint32_t count) {
     uint32_t start[257] = {0};
     if (!a->slot) {
         for (uint32_t i = 0; i < count; i++) order[i] = first + i;
@@ -173,7 +178,7 @@ static inline const uint8_t *row_ahead(const mr_pool_args *a, const uint32_t *or
         const uint32_t columns = a->rows.columns;                                                  \
         uint32_t entry = 0, order[WINDOW];                                                         \
         for (uint32_t p = 0; p < AHEAD && p < a->entries; p++)                                     \
-            prefetch_row(row_at(&a->rows, a->row[p]), columns * mr_element_bytes(element));        \
+            prefetch_row(row_at(&a->rows, a->row[p]), columns *mr_element_bytes(element));         \
         for (uint32_t t = 0; t < a->tokens; t++) {                                                 \
             TYPE *token = acc + (size_t)t * a->slots * columns;                                    \
             const uint32_t last = entry + a->count[t];                                             \
@@ -185,17 +190,26 @@ static inline const uint8_t *row_ahead(const mr_pool_args *a, const uint32_t *or
                     quad q;                                                                        \
                     const uint32_t slot = a->slot ? a->slot[order[i]] : 0;                         \
                     int rows = 0;                                                                  \
-                    for (; rows < 4 && i < count && (!a->slot || a->slot[order[i]] == slot); i++) { \
+                    for (; rows < 4 && i < count && (!a->slot || a->slot[order[i]] == slot);       \
+                         i++) {                                                                    \
                         q.row[rows] = row_at(&a->rows, a->row[order[i]]);                          \
                         q.next[rows] = row_ahead(a, order, i + AHEAD, count, end);                 \
                         q.weight[rows++] = a->weight + order[i];                                   \
                     }                                                                              \
                     TYPE *out = token + (size_t)slot * columns;                                    \
                     switch (rows) {                                                                \
-                    case 1: ROWS(out, a, &q, 1, element); break;                                   \
-                    case 2: ROWS(out, a, &q, 2, element); break;                                   \
-                    case 3: ROWS(out, a, &q, 3, element); break;                                   \
-                    default: ROWS(out, a, &q, 4, element); break;                                  \
+                    case 1:                                                                        \
+                        ROWS(out, a, &q, 1, element);                                              \
+                        break;                                                                     \
+                    case 2:                                                                        \
+                        ROWS(out, a, &q, 2, element);                                              \
+                        break;                                                                     \
+                    case 3:                                                                        \
+                        ROWS(out, a, &q, 3, element);                                              \
+                        break;                                                                     \
+                    default:                                                                       \
+                        ROWS(out, a, &q, 4, element);                                              \
+                        break;                                                                     \
                     }                                                                              \
                 }                                                                                  \
                 entry = end;                                                                       \
@@ -206,13 +220,17 @@ POOL(pool_any32, int32_t, pool_rows32)
 POOL(pool_any64, int64_t, pool_rows64)
 
 static void avx512_pool32(int32_t *acc, const mr_pool_args *a) {
-    if (a->rows.element == MR_F32) pool_any32(acc, a, MR_F32);
-    else pool_any32(acc, a, MR_BF16);
+    if (a->rows.element == MR_F32)
+        pool_any32(acc, a, MR_F32);
+    else
+        pool_any32(acc, a, MR_BF16);
 }
 
 static void avx512_pool64(int64_t *acc, const mr_pool_args *a) {
-    if (a->rows.element == MR_F32) pool_any64(acc, a, MR_F32);
-    else pool_any64(acc, a, MR_BF16);
+    if (a->rows.element == MR_F32)
+        pool_any64(acc, a, MR_F32);
+    else
+        pool_any64(acc, a, MR_BF16);
 }
 
 static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
@@ -228,8 +246,9 @@ static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
             __m512i sum0 = _mm512_setzero_si512(), sum1 = sum0;
             for (uint32_t c = 0; c < a->rows.columns; c += 16) {
                 const __mmask16 mask = lanes(a->rows.columns - c);
-                const __m512 p = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c),
-                                               load16_masked(row + c * size, a->rows.element, mask));
+                const __m512 p =
+                    _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c),
+                                  load16_masked(row + c * size, a->rows.element, mask));
                 sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
                 sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));
             }
@@ -271,8 +290,8 @@ gemm_tile(float *y, size_t y_stride, const float *x, size_t x_stride, const mr_p
 }
 
 static inline __attribute__((always_inline)) void
-gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
-         const mr_packed *w, uint32_t panel_first, uint32_t panel_count, mr_element element) {
+gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m, const mr_packed *w,
+         uint32_t panel_first, uint32_t panel_count, mr_element element) {
     const uint32_t last = panel_first + panel_count;
     if (m == 1) {
         uint32_t p = panel_first;
@@ -297,7 +316,8 @@ static void avx512_gemm(float *y, size_t y_stride, const float *x, size_t x_stri
                         const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
     if (w->element == MR_F32)
         gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_F32);
-    else gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
+    else
+        gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
 }
 
 static bool avx512_select(uint32_t *out_index, const float *score, uint32_t n, uint32_t k,
