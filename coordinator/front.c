@@ -483,11 +483,7 @@ const char *mr_front_address(const mr_front *front) {
 
 void mr_front_run(mr_front *front) {
     mr_http_run(front->http);
-    for (call *c = front->first; c; c = c->next) { /* whoever is left is not answered any more */
-        if (c->exchange) mr_exchange_on_gone(c->exchange, NULL, NULL);
-        c->exchange = NULL;
-        mr_core_cancel(front->core, c->id);
-    }
+    mr_http_hang_up(front->http); /* whoever is left is not answered any more */
 }
 
 void mr_front_stop(mr_front *front) {

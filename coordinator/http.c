@@ -551,9 +551,8 @@ mr_status mr_http_open(mr_http **out, const mr_http_options *options, mr_err *er
 
 void mr_http_close(mr_http *http) {
     if (!http) return;
-    while (http->first) lose(http->first);
+    mr_http_hang_up(http);
     free_closed(http);
-    if (http->listener) evconnlistener_free(http->listener);
     if (http->wake_event) event_free(http->wake_event);
     if (http->tick_event) event_free(http->tick_event);
     if (http->base) event_base_free(http->base);
@@ -568,6 +567,16 @@ const char *mr_http_address(const mr_http *http) {
 
 void mr_http_run(mr_http *http) {
     event_base_dispatch(http->base);
+}
+
+void mr_http_hang_up(mr_http *http) {
+    if (http->listener) evconnlistener_free(http->listener);
+    http->listener = NULL;
+    while (http->first) lose(http->first);
+    if (http->wake_event) event_del(http->wake_event);
+    if (http->tick_event) event_del(http->tick_event);
+    /* libevent closes the sockets of freed bufferevents on the loop's next round */
+    if (http->base) event_base_loop(http->base, EVLOOP_NONBLOCK);
 }
 
 void mr_http_wake(mr_http *http) {

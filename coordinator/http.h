@@ -36,7 +36,8 @@ typedef struct {
 } mr_http_options;
 
 mr_status mr_http_open(mr_http **out, const mr_http_options *options, mr_err *err);
-void mr_http_close(mr_http *http); /* after run has returned; closes what is open; NULL is fine */
+void mr_http_hang_up(mr_http *http); /* after run has returned: closes all connections */
+void mr_http_close(mr_http *http);   /* after run has returned; closes what is open; NULL is fine */
 const char *mr_http_address(const mr_http *http); /* "127.0.0.1:8080", with the real port */
 void mr_http_run(mr_http *http);                  /* until stopped */
 void mr_http_wake(mr_http *http);

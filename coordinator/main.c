@@ -1,0 +1,157 @@
+/* main.c - memrack-coordinator: HTTP in front, one worker behind.
+ *
+ * Threads: the core's loop, the HTTP server, and this one, which waits for the worker, says so, and
+ * then for the end. SIGTERM or SIGINT finishes what is under way; a second one ends at once. */
+#include "common/base/clock.h"
+#include "common/base/limits.h"
+#include "common/base/log.h"
+#include "common/base/options.h"
+#include "common/model/manifest.h"
+#include "coordinator/front.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct {
+    const char *model, *worker, *host, *name;
+    int64_t port, ready_fd, max_queue, max_connections, step_timeout_ms, drain_timeout_s;
+} arguments;
+
+typedef struct {
+    mr_model *model;
+    mr_manifest manifest;
+    mr_served *served;
+    mr_core *core;
+    mr_front *front;
+} program;
+
+static mr_front *_Atomic front_to_stop;
+static atomic_bool is_stopping;
+
+static void on_signal(int number) {
+    mr_front *front = front_to_stop;
+    (void)number;
+    is_stopping = true;
+    if (front) mr_front_stop(front);
+}
+
+static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
+    const mr_option options[] = {
+        {"model", 'm', MR_OPT_TEXT, &a->model, 0, 0, "DIR", "model folder (required)"},
+        {"worker", 'w', MR_OPT_TEXT, &a->worker, 0, 0, "ADDR",
+         "the worker: host:port or unix:PATH (required)"},
+        {"host", 0, MR_OPT_TEXT, &a->host, 0, 0, "HOST", "address to listen on; 127.0.0.1"},
+        {"port", 'p', MR_OPT_INT, &a->port, 0, 65535, "N", "port to listen on, 0 for any; 8080"},
+        {"name", 0, MR_OPT_TEXT, &a->name, 0, 0, "NAME", "model name for clients; the folder's"},
+        {"max-queue", 0, MR_OPT_INT, &a->max_queue, 1, MR_MAX_QUEUED_REQUESTS, "N",
+         "requests that may wait, then 429; 256"},
+        {"max-connections", 0, MR_OPT_INT, &a->max_connections, 1, MR_MAX_HTTP_CONNECTIONS, "N",
+         "open client connections, then 503; 1024"},
+        {"step-timeout-ms", 0, MR_OPT_INT, &a->step_timeout_ms, 100, 600000, "N",
+         "a worker silent for so long is lost; 10000"},
+        {"drain-timeout", 0, MR_OPT_INT, &a->drain_timeout_s, 1, 3600, "S",
+         "seconds for answers under way after SIGTERM; 30"},
+        {"ready-fd", 0, MR_OPT_INT, &a->ready_fd, 0, 1 << 20, "FD",
+         "write the address and a line break there once the worker answers"},
+        {0}};
+    const mr_command_spec spec = {
+        "memrack-coordinator --model DIR --worker ADDR [options]",
+        "Takes OpenAI-shaped requests over HTTP and has them answered by a worker.\n"
+        "example: memrack-coordinator --model models/demo --worker 127.0.0.1:7600 --port 8080",
+        options, 0, 0};
+    const char *positional[1];
+    int count;
+    const mr_status status = mr_options_parse(&spec, argc, argv, positional, &count, err);
+    if (status != MR_OK) return status;
+    if (!a->model || !a->worker)
+        return mr_fail(err, MR_ERR_ARGUMENT, "--model and --worker are needed; try --help");
+    return MR_OK;
+}
+
+static mr_status open_program(program *p, const arguments *a, mr_err *err) {
+    mr_status status = mr_model_open(&p->model, a->model, err);
+    if (status == MR_OK) status = mr_manifest_load(&p->manifest, p->model, NULL, NULL, err);
+    if (status == MR_OK) status = mr_served_open(&p->served, p->model, a->name, err);
+    if (status != MR_OK) return status;
+    const mr_core_options core = {.worker_address = a->worker,
+                                  .digest = p->manifest.digest,
+                                  .tokenizer = p->served->tokenizer,
+                                  .context_tokens = p->served->context_tokens,
+                                  .queue_max = (uint32_t)a->max_queue,
+                                  .step_timeout_ms = (uint32_t)a->step_timeout_ms};
+    status = mr_core_open(&p->core, &core, err);
+    if (status != MR_OK) return status;
+    const mr_front_options front = {.served = p->served,
+                                    .core = p->core,
+                                    .http = {.host = a->host,
+                                             .port = (uint16_t)a->port,
+                                             .connections_max = (uint32_t)a->max_connections},
+                                    .drain_timeout_ms = (uint32_t)a->drain_timeout_s * 1000};
+    return mr_front_open(&p->front, &front, err);
+}
+
+static void close_program(program *p) {
+    front_to_stop = NULL;
+    mr_core_close(p->core);
+    mr_front_close(p->front);
+    mr_served_close(p->served);
+    mr_manifest_free(&p->manifest);
+    mr_model_close(p->model);
+}
+
+static void *run_front(void *context) {
+    mr_front_run(context);
+    is_stopping = true;
+    return NULL;
+}
+
+/* Waits for the worker; a refusal that waiting cannot cure is in the log every now and then. */
+static void announce(const program *p, int64_t ready_fd) {
+    mr_err err;
+    while (!is_stopping) {
+        if (mr_core_wait_ready(p->core, mr_now_ns() + 200000000, &err) != MR_OK) continue;
+        mr_log_info("ready: http://%s serves %s", mr_front_address(p->front), p->served->name);
+        if (ready_fd >= 0) dprintf((int)ready_fd, "%s\n", mr_front_address(p->front));
+        return;
+    }
+}
+
+int main(int argc, char **argv) {
+    arguments a = {.port = 8080,
+                   .ready_fd = -1,
+                   .max_queue = 256,
+                   .max_connections = 1024,
+                   .step_timeout_ms = 10000,
+                   .drain_timeout_s = 30};
+    program p = {0};
+    mr_err err = {{0}};
+    pthread_t thread;
+    signal(SIGPIPE, SIG_IGN);
+    mr_log_setup("coordinator", MR_LOG_INFO, isatty(STDERR_FILENO));
+    mr_status status = parse(&a, argc, argv, &err);
+    if (status == MR_ERR_CANCELLED) return 0;
+    if (status == MR_OK) status = open_program(&p, &a, &err);
+    if (status == MR_OK) {
+        front_to_stop = p.front;
+        signal(SIGTERM, on_signal);
+        signal(SIGINT, on_signal);
+        if (pthread_create(&thread, NULL, run_front, p.front) != 0)
+            status = mr_fail(&err, MR_ERR_IO, "no thread for HTTP");
+    }
+    if (status != MR_OK) {
+        fprintf(stderr, "memrack-coordinator: %s\n", err.text);
+        close_program(&p);
+        return status == MR_ERR_ARGUMENT ? 2 : 1;
+    }
+    mr_log_info("listening on http://%s", mr_front_address(p.front));
+    announce(&p, a.ready_fd);
+    pthread_join(thread, NULL);
+    close_program(&p);
+    mr_log_info("ended");
+    return 0;
+}
