@@ -9,6 +9,7 @@
 
 #include "cli/up_process.h"
 #include "common/base/clock.h"
+#include "common/base/json.h"
 #include "common/base/limits.h"
 #include "common/base/mem.h"
 #include "common/net/registry.h"
@@ -251,6 +252,26 @@ static void describe_cells(const cluster *c, uint32_t shard, char *out, size_t r
         snprintf(out, room, "cells %u, %u .. %u", shard, shard + step, shard + (count - 1) * step);
 }
 
+/* A model with a chat template answers chats; any other continues a text. */
+static bool has_chat_template(const cluster *c) {
+    json_t *root = NULL;
+    char *path = mr_format("%s/tokenizer_config.json", c->s.model);
+    const bool found = mr_json_load(&root, path, MR_MAX_CONFIG_BYTES, NULL) == MR_OK &&
+                       json_is_string(json_object_get(root, "chat_template"));
+    json_decref(root);
+    free(path);
+    return found;
+}
+
+static void show_example(const cluster *c, const char *address) {
+    const bool chats = has_chat_template(c);
+    printf("  curl http://%s/v1/%s -H 'Content-Type: application/json' \\\n"
+           "       -d '{\"model\": \"%s\", %s, \"max_tokens\": 32}'\n",
+           address, chats ? "chat/completions" : "completions", mr_model_name(c->model),
+           chats ? "\"messages\": [{\"role\": \"user\", \"content\": \"define river\"}]"
+                 : "\"prompt\": \"Once upon a time\"");
+}
+
 static void show(const cluster *c) {
     printf("%-11s %3s %8s  %-22s %-34s %12s  %s\n", "role", "id", "pid", "address", "holds",
            "bytes", "state");
@@ -269,9 +290,7 @@ static void show(const cluster *c) {
     const char *address = c->children[c->child_count - 1].address;
     printf("\nlogs and registry: %s\n", c->run_folder);
     printf("serving http://%s   (Ctrl-C ends it)\n\n", address);
-    printf("  curl http://%s/v1/completions -H 'Content-Type: application/json' \\\n"
-           "       -d '{\"model\": \"%s\", \"prompt\": \"define river\", \"max_tokens\": 32}'\n",
-           address, mr_model_name(c->model));
+    show_example(c, address);
     fflush(stdout);
 }
 

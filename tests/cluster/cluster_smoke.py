@@ -31,7 +31,8 @@ def start_up(name, *options, wait=True):
 
 
 def complete(max_tokens=8, seconds=20, **fields):
-    body = {"model": NAME, "prompt": "define river", "max_tokens": max_tokens, "temperature": 0, **fields}
+    body = {"model": NAME, "prompt": "define river", "max_tokens": max_tokens, "temperature": 0,
+            "ignore_eos": True, **fields}
     return request(STATE["address"], "POST", "/v1/completions", body, seconds)
 
 
@@ -103,7 +104,7 @@ def stopped_shard():
     outcome = {}
 
     def ask_long():
-        outcome["long"] = complete(max_tokens=2000, ignore_eos=True)
+        outcome["long"] = complete(max_tokens=2000)
         outcome["end"] = time.monotonic()
 
     thread = threading.Thread(target=ask_long)  # a request that is under way when it happens
