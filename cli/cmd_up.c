@@ -18,6 +18,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,7 +55,7 @@ static int parse(settings *s, int argc, char **argv) {
         {"grid", 'g', MR_OPT_TEXT, &s->grid, 0, 0, "GxW",
          "row groups x width slices of the tables (Mx1)"},
         {"threads", 't', MR_OPT_INT, &s->threads, 0, MR_MAX_THREADS, "N",
-         "compute threads of the worker (0: one per core)"},
+         "compute threads of the worker (0: cores that memshards leave, at least half)"},
         {"port", 'p', MR_OPT_INT, &s->port, 0, 65535, "P", "HTTP port; 0: any (8080)"},
         {"host", 0, MR_OPT_TEXT, &s->host, 0, 0, "HOST", "HTTP address (127.0.0.1)"},
         {"kv-blocks", 0, MR_OPT_INT, &s->kv_blocks, 0, 1 << 30, "N",
@@ -201,13 +202,24 @@ static mr_status save_registry(cluster *c, mr_err *err) {
     return status;
 }
 
+/* Threads that wait for each other lose far more to a core they share with a memshard than they
+ * gain by being one more. */
+static int64_t worker_threads(const cluster *c) {
+    cpu_set_t allowed;
+    if (c->s.threads > 0) return c->s.threads;
+    const int cores =
+        sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
+    const int half = cores / 2 > 0 ? cores / 2 : 1, left = cores - (int)c->shard_count;
+    return left > half ? left : half;
+}
+
 static mr_status start_worker(cluster *c, mr_err *err) {
     char threads[TEXT_BYTES], blocks[TEXT_BYTES];
     char *registry = mr_format("%s/registry.json", c->run_folder);
     argument_list list = {.count = 1};
     add(&list, "--model", c->s.model);
     add(&list, "--registry", registry);
-    add(&list, "--threads", number(threads, c->s.threads));
+    add(&list, "--threads", number(threads, worker_threads(c)));
     add(&list, "--kv-blocks", number(blocks, c->s.kv_blocks));
     add(&list, "--isa", c->s.isa);
     mr_status status = start(c, "worker", 0, &list, err);
