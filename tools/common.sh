@@ -3,10 +3,11 @@
 # Both start from a Debian 12 that has nothing but its base packages, as root or with sudo.
 
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
+export PATH=/usr/bin:$PATH # Debian's python3 is the one that sees Debian's python3-numpy
 
 # shellcheck disable=SC2034  # used by those who source this
 BUILD_PACKAGES=(gcc libc6-dev cmake ninja-build pkg-config libjansson-dev libevent-dev libpcre2-dev
-                libssl-dev libcmocka-dev)
+                libssl-dev libcmocka-dev libcurl4-openssl-dev)
 
 step() { printf '==> %s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
