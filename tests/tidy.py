@@ -34,6 +34,7 @@ HOMES = {
     r"openssl/": ["common/base/hash"],
     r"pcre2\.h": ["common/model/tokenizer"],
     r"event2?[/.]": ["coordinator/", "tests/"],
+    r"curl/": ["cli/logits_remote"],
     r"cmocka\.h": ["tests/"],
     r"immintrin\.h": ["common/ops/", "bench/"],
     r"grpc/": ["common/net/rpc"],
