@@ -37,7 +37,8 @@ class Process:
         self.log_path = os.path.join(folder, name + ".log")
         self.log = open(self.log_path, "ab")
         self.popen = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=self.log,
-                                      stderr=self.log, preexec_fn=die_with_parent)
+                                      stderr=self.log, preexec_fn=die_with_parent,
+                                      env={**os.environ, "TMPDIR": folder})
         self.pid = self.popen.pid
         PROCESSES.append(self)
 
