@@ -59,7 +59,7 @@ static int parse(settings *s, int argc, char **argv) {
         {"port", 'p', MR_OPT_INT, &s->port, 0, 65535, "P", "HTTP port; 0: any (8080)"},
         {"host", 0, MR_OPT_TEXT, &s->host, 0, 0, "HOST", "HTTP address (127.0.0.1)"},
         {"kv-blocks", 0, MR_OPT_INT, &s->kv_blocks, 0, 1 << 30, "N",
-         "KV cache blocks of 16 tokens (0: two full contexts)"},
+         "KV cache blocks of 16 tokens (0: 16 contexts or 1 GiB)"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"ready-timeout", 0, MR_OPT_INT, &s->ready_timeout_s, 1, 86400, "S",
          "seconds the processes may take to start (300)"},

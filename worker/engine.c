@@ -186,6 +186,16 @@ static mr_status open_retrieval(mr_engine *e, const mr_engine_options *o, mr_err
     return mr_retrieval_open(&e->retrieval, &options, err);
 }
 
+/* Sixteen full contexts, but no more than a GiB of them, and never less than one. */
+static uint32_t default_kv_blocks(const mr_config *c) {
+    const uint64_t block_bytes =
+        2ull * c->n_layers * c->n_kv_heads * c->head_dim * MR_KV_BLOCK_TOKENS * sizeof(float);
+    const uint64_t context = (c->context_tokens + MR_KV_BLOCK_TOKENS - 1ull) / MR_KV_BLOCK_TOKENS;
+    const uint64_t affordable = MR_GIB / block_bytes;
+    const uint64_t blocks = 16 * context < affordable ? 16 * context : affordable;
+    return (uint32_t)(blocks > context ? blocks : context);
+}
+
 /* What the options leave open, and the sizes that follow; opens nothing. */
 static mr_status resolve(mr_engine *e, const mr_engine_options *o, mr_err *err) {
     e->model = o->model;
@@ -199,9 +209,7 @@ static mr_status resolve(mr_engine *e, const mr_engine_options *o, mr_err *err) 
         return mr_fail(err, MR_ERR_LIMIT, "steps of %u tokens and %u sequences; at most %d and %d",
                        e->step_tokens_max, e->step_sequences_max, MR_MAX_STEP_TOKENS,
                        MR_MAX_STEP_SEQUENCES);
-    const uint32_t context =
-        (e->config->context_tokens + MR_KV_BLOCK_TOKENS - 1) / MR_KV_BLOCK_TOKENS;
-    e->kv_blocks = o->kv_blocks ? o->kv_blocks : 2 * context;
+    e->kv_blocks = o->kv_blocks ? o->kv_blocks : default_kv_blocks(e->config);
     return MR_OK;
 }
 

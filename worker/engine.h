@@ -21,7 +21,7 @@ typedef struct {
     const mr_manifest *manifest; /* borrowed until close */
     const mr_ops *ops;           /* NULL: the best of this processor */
     uint32_t threads;            /* 0: one per core */
-    uint32_t kv_blocks;          /* of MR_KV_BLOCK_TOKENS tokens; 0: two full contexts */
+    uint32_t kv_blocks;          /* of MR_KV_BLOCK_TOKENS tokens; 0: 16 contexts or 1 GiB */
     uint32_t step_tokens_max;    /* 0: 512 */
     uint32_t step_sequences_max; /* 0: 64 */
     mr_grid grid;                /* {0, 0}: 1x1 */

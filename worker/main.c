@@ -41,7 +41,7 @@ static int parse(settings *s, int argc, char **argv) {
         {"threads", 't', MR_OPT_INT, &s->threads, 0, MR_MAX_THREADS, "N",
          "compute threads (0: one per core)"},
         {"kv-blocks", 0, MR_OPT_INT, &s->kv_blocks, 0, 1 << 30, "N",
-         "KV cache blocks of 16 tokens (0: two full contexts)"},
+         "KV cache blocks of 16 tokens (0: 16 contexts or 1 GiB)"},
         {"step-tokens", 0, MR_OPT_INT, &s->step_tokens, 0, MR_MAX_STEP_TOKENS, "N",
          "most tokens of one step (0: 512)"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
