@@ -378,25 +378,28 @@ static int run(const char *preset, const char *directory, const synth_options *o
     return 0;
 }
 
+/* -1: as the preset has it. */
+static const synth_options not_given = {.scale = 1,
+                                        .dtype = "bf16",
+                                        .file_mib = 4096,
+                                        .layers = -1,
+                                        .d_model = -1,
+                                        .heads = -1,
+                                        .kv_heads = -1,
+                                        .mlp_hidden = -1,
+                                        .vocab = -1,
+                                        .context = -1,
+                                        .knum = -1,
+                                        .kdim = -1,
+                                        .vdim = -1,
+                                        .pre_vdim = -1,
+                                        .knn = -1,
+                                        .mem_heads = -1,
+                                        .key_expand = -1,
+                                        .value_expand = -1};
+
 int mr_cmd_synth(int argc, char **argv) {
-    synth_options o = {.scale = 1,
-                       .dtype = "bf16",
-                       .file_mib = 4096,
-                       .layers = -1,
-                       .d_model = -1,
-                       .heads = -1,
-                       .kv_heads = -1,
-                       .mlp_hidden = -1,
-                       .vocab = -1,
-                       .context = -1,
-                       .knum = -1,
-                       .kdim = -1,
-                       .vdim = -1,
-                       .pre_vdim = -1,
-                       .knn = -1,
-                       .mem_heads = -1,
-                       .key_expand = -1,
-                       .value_expand = -1};
+    synth_options o = not_given;
     const mr_option options[] = {
         {"list", 'l', MR_OPT_FLAG, &o.list, 0, 0, NULL, "show the presets and what they weigh"},
         {"dtype", 0, MR_OPT_TEXT, &o.dtype, 0, 0, "TYPE", "f32 or bf16 (bf16)"},
