@@ -73,7 +73,7 @@ enum {
     MR_MAX_PRE_TOKENIZERS = 16,
     MR_MAX_REGEX_BYTES = 16 << 10,
     MR_MAX_TEMPLATE_TOKENS = 16,   /* special tokens the post-processor adds */
-    MR_MAX_REGEX_STEPS = 16 << 20, /* backtracking steps of one match */
+    MR_MAX_REGEX_STEPS = 1 << 20,      /* backtracking steps of one match, and 32 per byte */
 };
 
 _Static_assert(MR_MAX_CELLS >= MR_MAX_MEMSHARDS, "every shard can hold a cell");

@@ -121,8 +121,17 @@ static mr_status encode_part(encoding *e, int pass, size_t lower, size_t upper) 
     return encode_plain(e, pass, done, upper);
 }
 
-static mr_status open_run(tokenizer_run *run) {
+/* A sane expression takes a few steps for each byte it looks at; only one that tries the same bytes
+ * over and over takes more. */
+static mr_status open_run(tokenizer_run *run, size_t bytes) {
     const mr_tokenizer *t = run->tokenizer;
+    const uint64_t steps = MR_MAX_REGEX_STEPS + 32ull * bytes;
+    const uint32_t limit = steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX;
+    run->limits = pcre2_match_context_create(NULL);
+    if (!run->limits) return mr_fail(run->err, MR_ERR_NOMEM, "no memory to tokenize");
+    pcre2_set_match_limit(run->limits, limit);
+    pcre2_set_depth_limit(run->limits, limit);
+    pcre2_set_heap_limit(run->limits, 256 << 10); /* KiB */
     for (uint32_t i = 0; i < t->stage_count; i++) {
         if (!t->stages[i].code) continue;
         run->match[i] = pcre2_match_data_create(1, NULL);
@@ -133,6 +142,7 @@ static mr_status open_run(tokenizer_run *run) {
 
 static void close_run(tokenizer_run *run) {
     for (uint32_t i = 0; i < run->tokenizer->stage_count; i++) pcre2_match_data_free(run->match[i]);
+    pcre2_match_context_free(run->limits);
     free(run->symbols);
     free(run->heap);
 }
@@ -148,7 +158,7 @@ mr_status mr_tokenizer_encode(const mr_tokenizer *t, const char *text, size_t by
         return mr_fail(err, MR_ERR_LIMIT, "a text of %zu bytes; at most %d are encoded", bytes,
                        MR_MAX_TEXT_BYTES);
     const size_t before = out->count;
-    mr_status status = open_run(&e.run);
+    mr_status status = open_run(&e.run, bytes);
     if (status == MR_OK && e.options->add_template)
         for (uint32_t i = 0; i < t->before_count; i++) mr_token_list_add(out, t->before[i]);
     if (status == MR_OK) status = encode_part(&e, 0, 0, bytes);

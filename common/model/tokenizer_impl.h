@@ -70,7 +70,6 @@ struct mr_tokenizer {
     tokenizer_trie tries[2]; /* [0]: normalized false, looked for first; [1]: normalized true */
     tokenizer_stage stages[MR_MAX_PRE_TOKENIZERS]; /* the last one is ByteLevel */
     uint32_t stage_count;
-    pcre2_match_context *limits;
     pcre2_code *word_character; /* for single_word */
     int32_t before[MR_MAX_TEMPLATE_TOKENS], after[MR_MAX_TEMPLATE_TOKENS];
     uint32_t before_count, after_count;
@@ -82,6 +81,7 @@ typedef struct {
     mr_token_list *out;
     mr_err *err;
     pcre2_match_data *match[MR_MAX_PRE_TOKENIZERS];
+    pcre2_match_context *limits; /* of backtracking, by the size of the text */
     struct tokenizer_symbol *symbols;
     struct tokenizer_pending *heap;
     size_t symbol_room, heap_room, heap_count;

@@ -355,7 +355,6 @@ void mr_tokenizer_close(mr_tokenizer *t) {
     if (!t) return;
     for (uint32_t i = 0; i < t->stage_count; i++) pcre2_code_free(t->stages[i].code);
     pcre2_code_free(t->word_character);
-    pcre2_match_context_free(t->limits);
     for (int i = 0; i < 2; i++) free(t->tries[i].nodes);
     free(t->added);
     free(t->merges.slots);

@@ -213,11 +213,6 @@ mr_status tokenizer_read_pre(mr_tokenizer *t, const json_t *root, mr_err *err) {
         return mr_fail(err, MR_ERR_UNSUPPORTED,
                        "pre_tokenizer does not end with ByteLevel: this is not a byte-level "
                        "vocabulary");
-    t->limits = pcre2_match_context_create(NULL);
-    if (!t->limits) return mr_fail(err, MR_ERR_NOMEM, "no memory for the pre_tokenizer");
-    pcre2_set_match_limit(t->limits, MR_MAX_REGEX_STEPS);
-    pcre2_set_depth_limit(t->limits, MR_MAX_REGEX_STEPS);
-    pcre2_set_heap_limit(t->limits, 256 << 10); /* KiB */
     return compile(&t->word_character, word_character, sizeof(word_character) - 1, false, err);
 }
 
@@ -227,7 +222,7 @@ bool tokenizer_is_word_character(const mr_tokenizer *t, const char *text, size_t
     pcre2_match_data *match = pcre2_match_data_create(1, NULL);
     if (!match) return false;
     const int found = pcre2_match(t->word_character, (PCRE2_SPTR)text, length, 0,
-                                  PCRE2_NO_UTF_CHECK, match, t->limits);
+                                  PCRE2_NO_UTF_CHECK, match, NULL);
     pcre2_match_data_free(match);
     return found >= 0;
 }
@@ -244,14 +239,13 @@ static mr_status emit(tokenizer_run *run, uint32_t stage, const char *text, size
 
 static int match_at(tokenizer_run *run, uint32_t stage, const char *text, size_t bytes,
                     size_t from) {
-    const mr_tokenizer *t = run->tokenizer;
     pcre2_match_data *match = run->match[stage];
-    const pcre2_code *code = t->stages[stage].code;
+    const pcre2_code *code = run->tokenizer->stages[stage].code;
     int found =
-        pcre2_match(code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, match, t->limits);
+        pcre2_match(code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK, match, run->limits);
     if (found == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter keeps its stack on the heap */
         found = pcre2_match(code, (PCRE2_SPTR)text, bytes, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
-                            match, t->limits);
+                            match, run->limits);
     return found;
 }
 
