@@ -129,9 +129,9 @@ static mr_status allocate(mr_engine *e, mr_err *err) {
         memcpy(b->at, &memory,
                sizeof(memory)); /* any pointer type: they share one representation */
     }
-    void *kv;
+    void *kv; /* a position is written before it is read */
     const mr_status status =
-        mr_try_alloc(&kv, (size_t)kv_floats(e), sizeof(float), "KV cache", err);
+        mr_try_alloc_raw(&kv, (size_t)kv_floats(e), sizeof(float), "KV cache", err);
     e->kv = kv;
     return status;
 }

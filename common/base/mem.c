@@ -49,18 +49,30 @@ char *mr_format(const char *format, ...) {
     return text;
 }
 
-mr_status mr_try_alloc(void **out, size_t count, size_t bytes, const char *what, mr_err *err) {
+static mr_status try_alloc(void **out, size_t *rounded, size_t count, size_t bytes,
+                           const char *what, mr_err *err) {
     uint64_t total;
     *out = NULL;
     if (mr_mul_overflows(count, bytes, &total) || total > SIZE_MAX - 64)
         return mr_fail(err, MR_ERR_NOMEM, "%s: %zu x %zu bytes is more than an address can reach",
                        what, count, bytes);
     if (total == 0) total = 64;
-    const size_t rounded = ((size_t)total + 63) / 64 * 64;
-    if (posix_memalign(out, 64, rounded) != 0) {
+    *rounded = ((size_t)total + 63) / 64 * 64;
+    if (posix_memalign(out, 64, *rounded) != 0) {
         *out = NULL;
-        return mr_fail(err, MR_ERR_NOMEM, "%s: no memory for %zu bytes", what, rounded);
+        return mr_fail(err, MR_ERR_NOMEM, "%s: no memory for %zu bytes", what, *rounded);
     }
-    memset(*out, 0, rounded);
     return MR_OK;
+}
+
+mr_status mr_try_alloc(void **out, size_t count, size_t bytes, const char *what, mr_err *err) {
+    size_t rounded;
+    const mr_status status = try_alloc(out, &rounded, count, bytes, what, err);
+    if (status == MR_OK) memset(*out, 0, rounded);
+    return status;
+}
+
+mr_status mr_try_alloc_raw(void **out, size_t count, size_t bytes, const char *what, mr_err *err) {
+    size_t rounded;
+    return try_alloc(out, &rounded, count, bytes, what, err);
 }

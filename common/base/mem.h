@@ -20,6 +20,9 @@ char *mr_format(const char *format, ...)
  * says what (a noun, "KV cache") needed how much. */
 mr_status mr_try_alloc(void **out, size_t count, size_t bytes, const char *what, mr_err *err);
 
+/* The same without the zeroing, for what is written before it is read. */
+mr_status mr_try_alloc_raw(void **out, size_t count, size_t bytes, const char *what, mr_err *err);
+
 static inline bool mr_mul_overflows(uint64_t a, uint64_t b, uint64_t *out) {
     return __builtin_mul_overflow(a, b, out);
 }

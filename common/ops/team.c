@@ -1,5 +1,10 @@
-/* team.c - see team.h. The generation counter announces a loop, `left` counts members still in it.
- * The mutex guards only sleeping and waking: a member that found nothing to do for a while. */
+/* team.c - see team.h.
+ *
+ * A loop is cut into a few chunks per member, and whoever is awake claims the next one: a member
+ * that the system has put aside costs the others its share of work, not a wait for its return. The
+ * ticket holds generation, number of chunks and next chunk in one word, so that a claim can only
+ * succeed in the loop it was meant for; task, context and items are read after a claim, when the
+ * loop cannot end before this chunk is done. The mutex guards only sleeping and waking. */
 #include "common/ops/team.h"
 
 #include "common/base/limits.h"
@@ -15,7 +20,11 @@
 #include <immintrin.h>
 #endif
 
-enum { SPINS = 4000 };
+enum { SPINS = 2000, CHUNKS_PER_MEMBER = 4 };
+_Static_assert(MR_MAX_THREADS *CHUNKS_PER_MEMBER < 1 << 16, "chunks fit their field");
+
+/* generation << 32 | chunks << 16 | next */
+typedef _Atomic uint64_t ticket;
 
 struct mr_team {
     pthread_t *threads; /* [size - 1] */
@@ -23,12 +32,13 @@ struct mr_team {
     bool spin; /* a core for each member */
     mr_team_task task;
     void *context;
-    uint32_t items;
-    atomic_uint generation, left;
-    atomic_bool stop;
-    pthread_mutex_t mutex; /* guards the two conditions below */
+    uint32_t items, chunks;
+    _Alignas(64) ticket ticket;
+    _Alignas(64) atomic_uint done; /* chunks of this loop */
+    _Alignas(64) atomic_uint sleepers, started_members;
+    atomic_bool stop, owner_sleeps;
+    pthread_mutex_t mutex;
     pthread_cond_t started, finished;
-    atomic_uint started_members; /* hands out member numbers at start */
 };
 
 void mr_float_environment(void) {
@@ -44,37 +54,52 @@ static inline void relax(void) {
 #endif
 }
 
-static void run_part(mr_team *t, uint32_t member) {
-    const uint32_t first = (uint32_t)((uint64_t)t->items * member / t->size);
-    const uint32_t end = (uint32_t)((uint64_t)t->items * (member + 1) / t->size);
-    if (end > first) t->task(t->context, member, first, end - first);
+static inline uint32_t generation_of(uint64_t t) {
+    return (uint32_t)(t >> 32);
 }
 
-static void wait_for_loop(mr_team *t, unsigned seen) {
+/* Does chunks of the loop of this generation until none is left to claim. */
+static void work(mr_team *t, uint32_t member, uint32_t generation) {
+    uint64_t now = atomic_load(&t->ticket);
+    for (;;) {
+        const uint32_t chunks = (uint32_t)(now >> 16) & 0xffff, next = (uint32_t)now & 0xffff;
+        if (generation_of(now) != generation || next >= chunks) return;
+        if (!atomic_compare_exchange_weak(&t->ticket, &now, now + 1)) continue;
+        const uint32_t first = (uint32_t)((uint64_t)t->items * next / chunks);
+        const uint32_t end = (uint32_t)((uint64_t)t->items * (next + 1) / chunks);
+        if (end > first) t->task(t->context, member, first, end - first);
+        if (atomic_fetch_add(&t->done, 1) + 1 == chunks && atomic_load(&t->owner_sleeps)) {
+            pthread_mutex_lock(&t->mutex);
+            pthread_cond_signal(&t->finished);
+            pthread_mutex_unlock(&t->mutex);
+        }
+        now = atomic_load(&t->ticket);
+    }
+}
+
+static void wait_for_loop(mr_team *t, uint32_t seen) {
     for (int i = 0; t->spin && i < SPINS; i++) {
-        if (atomic_load_explicit(&t->generation, memory_order_acquire) != seen) return;
+        if (generation_of(atomic_load_explicit(&t->ticket, memory_order_acquire)) != seen) return;
         relax();
     }
     pthread_mutex_lock(&t->mutex);
-    while (atomic_load(&t->generation) == seen) pthread_cond_wait(&t->started, &t->mutex);
+    atomic_fetch_add(&t->sleepers, 1);
+    while (generation_of(atomic_load(&t->ticket)) == seen)
+        pthread_cond_wait(&t->started, &t->mutex);
+    atomic_fetch_sub(&t->sleepers, 1);
     pthread_mutex_unlock(&t->mutex);
 }
 
 static void *member_main(void *argument) {
     mr_team *t = argument;
     const uint32_t member = atomic_fetch_add(&t->started_members, 1) + 1;
-    unsigned seen = 0;
+    uint32_t seen = 0;
     mr_float_environment();
     for (;;) {
         wait_for_loop(t, seen);
-        seen = atomic_load_explicit(&t->generation, memory_order_acquire);
+        seen = generation_of(atomic_load(&t->ticket));
         if (atomic_load(&t->stop)) return NULL;
-        run_part(t, member);
-        if (atomic_fetch_sub_explicit(&t->left, 1, memory_order_acq_rel) == 1) {
-            pthread_mutex_lock(&t->mutex);
-            pthread_cond_signal(&t->finished);
-            pthread_mutex_unlock(&t->mutex);
-        }
+        work(t, member, seen);
     }
 }
 
@@ -85,16 +110,22 @@ static uint32_t allowed_cores(void) {
     return count < 1 ? 1 : (uint32_t)count;
 }
 
-static void announce(mr_team *t) {
-    pthread_mutex_lock(&t->mutex);
-    atomic_fetch_add_explicit(&t->generation, 1, memory_order_release);
-    pthread_cond_broadcast(&t->started);
-    pthread_mutex_unlock(&t->mutex);
+/* Opens a new generation with so many chunks. The sleepers are looked at after the ticket is out,
+ * and they look at the ticket after they have counted themselves: one of the two sees the other. */
+static uint32_t announce(mr_team *t, uint32_t chunks) {
+    const uint32_t generation = generation_of(atomic_load(&t->ticket)) + 1;
+    atomic_store(&t->ticket, (uint64_t)generation << 32 | (uint64_t)chunks << 16);
+    if (atomic_load(&t->sleepers) > 0) {
+        pthread_mutex_lock(&t->mutex);
+        pthread_cond_broadcast(&t->started);
+        pthread_mutex_unlock(&t->mutex);
+    }
+    return generation;
 }
 
 static void stop_members(mr_team *t, uint32_t count) {
     atomic_store(&t->stop, true);
-    announce(t);
+    announce(t, 0);
     for (uint32_t i = 0; i < count; i++) pthread_join(t->threads[i], NULL);
 }
 
@@ -108,12 +139,15 @@ static void free_team(mr_team *t) {
 
 mr_status mr_team_open(mr_team **out, uint32_t threads, mr_err *err) {
     const uint32_t cores = allowed_cores();
+    void *memory;
     *out = NULL;
     if (threads == 0) threads = cores < MR_MAX_THREADS ? cores : MR_MAX_THREADS;
     if (threads > MR_MAX_THREADS)
         return mr_fail(err, MR_ERR_LIMIT, "%u threads asked for, at most %d", threads,
                        MR_MAX_THREADS);
-    mr_team *t = mr_alloc(sizeof(*t));
+    const mr_status status = mr_try_alloc(&memory, 1, sizeof(mr_team), "thread team", err);
+    if (status != MR_OK) return status;
+    mr_team *t = memory;
     t->size = threads;
     t->spin = threads <= cores;
     t->threads = mr_alloc_array(threads, sizeof(*t->threads));
@@ -142,23 +176,29 @@ uint32_t mr_team_size(const mr_team *team) {
     return team->size;
 }
 
+static void wait_for_members(mr_team *t, uint32_t chunks) {
+    for (int i = 0; t->spin && i < SPINS; i++) {
+        if (atomic_load_explicit(&t->done, memory_order_acquire) == chunks) return;
+        relax();
+    }
+    pthread_mutex_lock(&t->mutex);
+    atomic_store(&t->owner_sleeps, true);
+    while (atomic_load(&t->done) != chunks) pthread_cond_wait(&t->finished, &t->mutex);
+    atomic_store(&t->owner_sleeps, false);
+    pthread_mutex_unlock(&t->mutex);
+}
+
 void mr_team_run(mr_team *t, mr_team_task task, void *context, uint32_t items) {
     if (t->size == 1 || items <= 1) {
         if (items > 0) task(context, 0, 0, items);
         return;
     }
+    const uint32_t most = t->size * CHUNKS_PER_MEMBER;
+    const uint32_t chunks = items < most ? items : most;
     t->task = task;
     t->context = context;
     t->items = items;
-    atomic_store_explicit(&t->left, t->size - 1, memory_order_release);
-    announce(t);
-    run_part(t, 0);
-    for (int i = 0; t->spin && i < SPINS; i++) {
-        if (atomic_load_explicit(&t->left, memory_order_acquire) == 0) return;
-        relax();
-    }
-    pthread_mutex_lock(&t->mutex);
-    while (atomic_load_explicit(&t->left, memory_order_acquire) != 0)
-        pthread_cond_wait(&t->finished, &t->mutex);
-    pthread_mutex_unlock(&t->mutex);
+    atomic_store(&t->done, 0);
+    work(t, 0, announce(t, chunks));
+    wait_for_members(t, chunks);
 }

@@ -1,9 +1,10 @@
 /* team.h - a team of threads that runs one loop at a time.
  *
- * mr_team_run cuts [0, items) into one contiguous part per thread and returns when all parts are
- * done; the caller's thread is member 0. Which thread computes what never changes a result: kernels
- * split over outputs only. Members spin briefly for the next loop, then sleep. Threads: one thread
- * at a time calls run. Every member runs round-to-nearest with FTZ and DAZ off. */
+ * mr_team_run cuts [0, items) into contiguous chunks that the members claim, and returns when all
+ * are done; the caller's thread is member 0. Which thread computes what never changes a result:
+ * kernels split over outputs only. Members spin briefly for the next loop, then sleep.
+ * Threads: one thread at a time calls run. Every member runs round-to-nearest with FTZ and DAZ off.
+ */
 #ifndef MR_OPS_TEAM_H
 #define MR_OPS_TEAM_H
 #include "common/base/status.h"
