@@ -66,13 +66,13 @@ static mr_status try_alloc(void **out, size_t *rounded, size_t count, size_t byt
 }
 
 mr_status mr_try_alloc(void **out, size_t count, size_t bytes, const char *what, mr_err *err) {
-    size_t rounded;
+    size_t rounded = 0;
     const mr_status status = try_alloc(out, &rounded, count, bytes, what, err);
     if (status == MR_OK) memset(*out, 0, rounded);
     return status;
 }
 
 mr_status mr_try_alloc_raw(void **out, size_t count, size_t bytes, const char *what, mr_err *err) {
-    size_t rounded;
+    size_t rounded = 0;
     return try_alloc(out, &rounded, count, bytes, what, err);
 }
