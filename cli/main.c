@@ -8,15 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* While the tree grows, a subcommand may not be linked yet. */
-#pragma weak mr_cmd_serve
-#pragma weak mr_cmd_up
-#pragma weak mr_cmd_generate
-#pragma weak mr_cmd_chat
-#pragma weak mr_cmd_logits
-#pragma weak mr_cmd_inspect
-#pragma weak mr_cmd_synth
-
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
@@ -37,8 +28,7 @@ static void help(FILE *out) {
             MR_VERSION);
     for (int i = 0; i < COMMAND_COUNT; i++)
         fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
-    fprintf(out, "\n'memrack COMMAND --help' explains a command. Try: memrack generate models/demo "
-                 "-p 'define river'\n");
+    fprintf(out, "\n'memrack COMMAND --help' explains a command. Try: memrack chat models/demo\n");
 }
 
 int main(int argc, char **argv) {
