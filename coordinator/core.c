@@ -11,7 +11,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-enum { STEP_TIMEOUT_MS = 10000, HELLO_TIMEOUT_MS = 10000 };
+enum { STEP_TIMEOUT_MS = 60000, SILENCE_TIMEOUT_MS = 5000, HELLO_TIMEOUT_MS = 10000 };
 
 static void post_locked(mr_core *core, core_message *message) {
     const uint64_t one = 1;
@@ -126,6 +126,7 @@ static void free_core(mr_core *core) {
     mr_scheduler_close(core->scheduler);
     if (core->wake_event) event_free(core->wake_event);
     if (core->watchdog) event_free(core->watchdog);
+    if (core->heartbeat) event_free(core->heartbeat);
     if (core->base) event_base_free(core->base);
     if (core->wake_fd >= 0) close(core->wake_fd);
     pthread_cond_destroy(&core->changed);
@@ -143,6 +144,7 @@ static mr_core *new_core(const mr_core_options *o) {
     core->context_tokens = o->context_tokens;
     core->queue_max = o->queue_max ? o->queue_max : MR_MAX_QUEUED_REQUESTS;
     core->step_timeout_ms = o->step_timeout_ms ? o->step_timeout_ms : STEP_TIMEOUT_MS;
+    core->silence_timeout_ms = o->silence_timeout_ms ? o->silence_timeout_ms : SILENCE_TIMEOUT_MS;
     core->inbox_end = &core->inbox;
     core->next_id = core->next_answer_id = 1;
     pthread_mutex_init(&core->lock, NULL);
@@ -159,7 +161,7 @@ static void on_watchdog(evutil_socket_t fd, short what, void *context) {
     mr_err err;
     (void)fd;
     (void)what;
-    mr_fail(&err, MR_ERR_TIMEOUT, "the worker %s has not answered for %.1f s",
+    mr_fail(&err, MR_ERR_TIMEOUT, "the worker %s has not gone on with its step for %.1f s",
             mr_link_peer(core->link), core->step_timeout_ms / 1000.0);
     core_link_failed(core, MR_ERR_TIMEOUT, err.text);
 }
@@ -170,8 +172,11 @@ static mr_status make_events(mr_core *core, mr_err *err) {
         core->wake_event =
             event_new(core->base, core->wake_fd, EV_READ | EV_PERSIST, on_wake, core);
         core->watchdog = event_new(core->base, -1, 0, on_watchdog, core);
+        core->heartbeat = event_new(core->base, -1, EV_PERSIST, core_on_heartbeat, core);
     }
-    if (core->wake_event && core->watchdog && event_add(core->wake_event, NULL) == 0) return MR_OK;
+    if (core->wake_event && core->watchdog && core->heartbeat &&
+        event_add(core->wake_event, NULL) == 0)
+        return MR_OK;
     return mr_fail(err, MR_ERR_IO, "no event loop for the coordinator: %s", strerror(errno));
 }
 

@@ -4,9 +4,10 @@
  * to its inbox (submit, cancel) and read what it publishes (health, limits, metrics). A step is one
  * STEP frame and the frames that answer it; one step is out at a time. Its results count when DONE
  * has come: a step that ends in ERROR fails the requests that were in it, with the worker's
- * sentence, and the others go on. A worker that says nothing for step_timeout_ms, or whose link
- * breaks, fails every request at once; where an address is known a helper thread connects again,
- * less and less often, and until then requests are refused.
+ * sentence, and the others go on. A worker whose link breaks, whose step makes no progress for
+ * step_timeout_ms, or that (being a process of its own) answers no ping for silence_timeout_ms,
+ * fails every request at once; where an address is known a helper thread connects again, less and
+ * less often, and until then requests are refused.
  *
  * Every submitted request gets exactly one end event, whatever happens. */
 #ifndef MR_COORDINATOR_CORE_H
@@ -24,7 +25,8 @@ typedef struct {
     const mr_tokenizer *tokenizer; /* borrowed until close; NULL: answers have tokens but no text */
     uint32_t context_tokens;       /* of the model; the worker's own limit counts too */
     uint32_t queue_max;            /* requests that may wait; 0: MR_MAX_QUEUED_REQUESTS */
-    uint32_t step_timeout_ms;      /* 0: 10 s */
+    uint32_t step_timeout_ms;      /* 0: 60 s */
+    uint32_t silence_timeout_ms;   /* 0: 5 s; only with worker_address */
 } mr_core_options;
 
 /* With a link the session is open on return; with an address the core connects in the background.

@@ -59,7 +59,7 @@ struct mr_core {
     const mr_tokenizer *tokenizer;
     char *address; /* NULL: embedded */
     mr_digest digest;
-    uint32_t context_tokens, queue_max, step_timeout_ms;
+    uint32_t context_tokens, queue_max, step_timeout_ms, silence_timeout_ms;
     pthread_t thread;
     int wake_fd;
     mr_metrics metrics;
@@ -77,14 +77,14 @@ struct mr_core {
 
     /* the core's thread only */
     struct event_base *base;
-    struct event *wake_event, *read_event, *write_event, *watchdog;
+    struct event *wake_event, *read_event, *write_event, *watchdog, *heartbeat;
     mr_link *link;
     mr_scheduler *scheduler; /* NULL before the first session */
     core_live *first;
     const mr_plan *step; /* the one that is out */
     uint64_t step_id;
     uint64_t next_answer_id;
-    int64_t step_heard_ns;
+    int64_t heard_ns; /* when the last frame came */
     pthread_t connector;
     bool has_connector;
     bool is_stopping;
@@ -113,6 +113,7 @@ void core_flush(mr_core *core);
 void core_link_failed(mr_core *core, mr_status status, const char *sentence);
 void core_drop_link(mr_core *core);
 void core_arm_watchdog(mr_core *core, bool on);
+void core_on_heartbeat(evutil_socket_t fd, short what, void *context);
 void core_connect(mr_core *core); /* starts the helper thread */
 
 #endif

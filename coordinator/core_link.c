@@ -54,7 +54,9 @@ mr_status core_open_session(mr_core *core, mr_link *link, mr_wire_worker_info *i
 static void on_frame(mr_core *core, const mr_frame *frame) {
     mr_err err = {{0}};
     mr_status status = MR_OK;
-    const bool is_current = core->step && frame->header->request == core->step_id;
+    const bool is_current = core->step && frame->header->request == core->step_id &&
+                            frame->header->type != MR_FRAME_PONG;
+    if (is_current) core_arm_watchdog(core, true); /* the step goes on */
     switch (frame->header->type) {
     case MR_FRAME_SAMPLED:
         if (is_current) status = core_sampled(core, frame, &err);
@@ -95,10 +97,9 @@ static void on_readable(evutil_socket_t fd, short what, void *context) {
             core_link_failed(core, status, err.text);
             return;
         }
-        core->step_heard_ns = mr_now_ns();
+        core->heard_ns = mr_now_ns();
         on_frame(core, &frame);
     }
-    if (core->link && core->step) core_arm_watchdog(core, true);
     core_pump(core);
 }
 
@@ -128,6 +129,31 @@ void core_arm_watchdog(mr_core *core, bool on) {
     event_add(core->watchdog, &wait); /* moves the deadline where it was armed already */
 }
 
+/* A worker process answers pings beside its steps; the embedded one is busy with them. */
+void core_on_heartbeat(evutil_socket_t fd, short what, void *context) {
+    mr_core *core = context;
+    mr_err err;
+    const mr_wire_header ping = {.type = MR_FRAME_PING};
+    (void)fd;
+    (void)what;
+    if (!core->link) return;
+    if (mr_now_ns() - core->heard_ns > core->silence_timeout_ms * 1000000ll) {
+        mr_fail(&err, MR_ERR_TIMEOUT, "%s has been silent for %.1f s", mr_link_peer(core->link),
+                core->silence_timeout_ms / 1000.0);
+        core_link_failed(core, MR_ERR_TIMEOUT, err.text);
+        return;
+    }
+    mr_link_send(core->link, &ping, NULL, 0);
+    core_flush(core);
+}
+
+static void start_heartbeat(mr_core *core) {
+    const uint32_t ms = core->silence_timeout_ms / 5;
+    const struct timeval period = {.tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000};
+    core->heard_ns = mr_now_ns();
+    if (core->address) event_add(core->heartbeat, &period);
+}
+
 void core_use_link(mr_core *core, mr_link *link, const mr_wire_worker_info *info) {
     mr_scheduler_close(core->scheduler); /* nothing is in it: the last link's end ended all */
     core->scheduler = mr_scheduler_open(&(mr_scheduler_options){
@@ -144,6 +170,7 @@ void core_use_link(mr_core *core, mr_link *link, const mr_wire_worker_info *info
         core_link_failed(core, MR_ERR_IO, "no event for the worker's link");
         return;
     }
+    start_heartbeat(core);
     mr_gauge(&core->metrics.kv_blocks, info->kv_blocks);
     core_set_state(core, true, info, "");
 }
@@ -161,6 +188,7 @@ void core_link_failed(mr_core *core, mr_status status, const char *sentence) {
     mr_fail(&reason, status, "lost the worker: %s", sentence);
     mr_log_error("%s", reason.text);
     core_arm_watchdog(core, false);
+    event_del(core->heartbeat);
     core_set_state(core, false, NULL, reason.text);
     core_drop_link(core);
     if (core->step) {

@@ -53,7 +53,7 @@ static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
         {"max-connections", 0, MR_OPT_INT, &a->max_connections, 1, MR_MAX_HTTP_CONNECTIONS, "N",
          "open client connections, then 503; 1024"},
         {"step-timeout-ms", 0, MR_OPT_INT, &a->step_timeout_ms, 100, 600000, "N",
-         "a worker silent for so long is lost; 10000"},
+         "a worker whose step makes no progress for so long is lost; 60000"},
         {"drain-timeout", 0, MR_OPT_INT, &a->drain_timeout_s, 1, 3600, "S",
          "seconds for answers under way after SIGTERM; 30"},
         {"ready-fd", 0, MR_OPT_INT, &a->ready_fd, 0, 1 << 20, "FD",
@@ -126,7 +126,7 @@ int main(int argc, char **argv) {
                    .ready_fd = -1,
                    .max_queue = 256,
                    .max_connections = 1024,
-                   .step_timeout_ms = 10000,
+                   .step_timeout_ms = 60000,
                    .drain_timeout_s = 30};
     program p = {0};
     mr_err err = {{0}};

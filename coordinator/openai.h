@@ -9,7 +9,7 @@
 #define MR_COORDINATOR_OPENAI_H
 #include "coordinator/served.h"
 
-#include <jansson.h>
+#include "common/base/json.h"
 
 enum { MR_FIELD_NAME_BYTES = 64 };
 

@@ -93,7 +93,8 @@ def tokenizers():
         AddedToken("<tag>", normalized=True), AddedToken("sing", single_word=True, normalized=True),
         AddedToken("word", single_word=True, normalized=False), special("<left>", lstrip=True),
         special("<right>", rstrip=True), special("<both>", lstrip=True, rstrip=True),
-        AddedToken("long", normalized=False), AddedToken("longest", normalized=False), AddedToken("é中", normalized=True)])
+        AddedToken("long", normalized=False), AddedToken("longest", normalized=False),
+        AddedToken("é中", normalized=True)])
 
 
 def cases(tok):

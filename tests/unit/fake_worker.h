@@ -26,6 +26,7 @@ enum { FAKE_VOCAB = 700, FAKE_COLUMNS = 704, FAKE_BLOCKS = 64, FAKE_CONTEXT = 51
 typedef struct {
     /* set before the start, or by the test's thread at any time; counted from 1, 0: never */
     atomic_uint error_at, silent_at, hang_up_at, garbage_at, delay_ms;
+    atomic_bool mute;         /* as if it were stopped */
     atomic_uint steps, wrong; /* wrong: steps that broke the rules */
     atomic_uint largest_batch;
     atomic_bool stop;
@@ -137,6 +138,9 @@ static inline void fake_serve(fake_worker *w, int fd) {
             continue;
         }
         if (status != MR_OK) break;
+        const mr_wire_header pong = {.type = MR_FRAME_PONG, .request = frame.header->request};
+        if (w->mute) continue;
+        if (frame.header->type == MR_FRAME_PING) mr_link_send(link, &pong, NULL, 0);
         if (frame.header->type == MR_FRAME_HELLO)
             mr_session_answer(link, &frame, &offer, &err);
         else if (frame.header->type == MR_FRAME_STEP) {

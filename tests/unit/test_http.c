@@ -217,7 +217,8 @@ static void read_all(int fd, mr_text *out) {
     char piece[4096];
     ssize_t got;
     while ((got = recv(fd, piece, sizeof(piece), 0)) > 0) mr_text_add(out, piece, (size_t)got);
-    if (got < 0 && errno != ECONNRESET) fail_msg("no end of the answer (%s): %s", strerror(errno), mr_text_string(out));
+    if (got < 0 && errno != ECONNRESET)
+        fail_msg("no end of the answer (%s): %s", strerror(errno), mr_text_string(out));
     close(fd);
 }
 

@@ -297,7 +297,7 @@ static void test_a_silent_worker_is_a_dead_one(void **state) {
     (void)state;
     fake_worker *w = fake_worker_new();
     w->silent_at = 4;
-    broken_worker(w, 300, "has not answered for 0.3 s");
+    broken_worker(w, 300, "has not gone on with its step for 0.3 s");
 }
 
 static void test_a_lost_worker_fails_everyone(void **state) {
@@ -322,7 +322,8 @@ static void test_connecting_again(void **state) {
     snprintf(path, sizeof(path), "/tmp/mr-core-%ld.sock", (long)getpid());
     snprintf(address, sizeof(address), "unix:%s", path);
     unlink(path);
-    const mr_core_options o = {.worker_address = address, .tokenizer = tokenizer};
+    const mr_core_options o = {
+        .worker_address = address, .tokenizer = tokenizer, .silence_timeout_ms = 400};
     assert_int_equal(mr_core_open(&core, &o, &err), MR_OK);
     assert_int_equal(mr_core_wait_ready(core, mr_now_ns() + 50000000, &err), MR_ERR_TIMEOUT);
     fake_worker *w = fake_worker_new();
@@ -343,6 +344,14 @@ static void test_connecting_again(void **state) {
     assert_int_equal(c->status, MR_OK);
     client_free(c);
     assert_int_equal(mr_core_metrics(core)->reconnects, 1);
+    usleep(600000); /* pings are answered: nothing happens */
+    assert_int_equal(mr_core_health(core, &err), MR_OK);
+    w->mute = true; /* stopped while nobody asks anything */
+    for (int i = 0; mr_core_health(core, &err) == MR_OK; i++) {
+        if (i > 300) fail_msg("a silent worker is not noticed");
+        usleep(10000);
+    }
+    assert_non_null(strstr(err.text, "silent"));
     finish(core, w);
     unlink(path);
 }
