@@ -1,6 +1,7 @@
 """Measure exported models: perplexity on held-out words, recall of trained words.
 
 usage: evaluate.py WORK DIR...              prints one JSON object per model directory
+       evaluate.py --no-tables WORK DIR...  the same with the memory tables set to zero, first question only
        evaluate.py --ask WORK DIR QUESTION  one greedy answer
 """
 
@@ -76,19 +77,23 @@ def recall(model, data, pairs):
     return exact, token, answers
 
 
-def measure(path, work):
+def measure(path, work, tables=True):
     began = time.time()
     data, model = Data(work, 0), load(path)
+    if not tables:
+        model.transformer.full_memory_layer.values_for_look_up.data.zero_()
     total, active = model.parameter_counts()
     first = [e for e in data.train if e[3]]
     sample = random.Random(2024).sample(first, min(SAMPLE, len(first)))
     held = [e for e in data.held if e[3]]
-    result = dict(model=os.path.basename(os.path.normpath(path)), parameters=total, active=active,
+    result = dict(model=os.path.basename(os.path.normpath(path)), tables=tables, parameters=total, active=active,
                   held_out_words=len(held), held_out_perplexity=math.exp(held_out_loss(model, data, held)),
                   sample_words=len(sample), trained_perplexity=math.exp(held_out_loss(model, data, sample)))
     gloss = [data.ids(e[2]) for e in sample]
     exact, token, answers = recall(model, data, [(data.chat(f"define {e[0]}"), g) for e, g in zip(sample, gloss)])
     result.update(exact=exact, f1=token)
+    if not tables:
+        return result
     exact, token, _ = recall(model, data, [(data.chat(f"what does {e[0]} mean?"), g) for e, g in zip(sample, gloss)])
     result.update(exact_other_question=exact, f1_other_question=token)
     exact, token, _ = recall(model, data, [(data.plain(e[0], e[1]), data.ids(" " + e[2])) for e in sample])
@@ -104,10 +109,11 @@ def main():
         data, model = Data(sys.argv[2], 0), load(sys.argv[3])
         print(data.tok.decode(greedy(model, [data.chat(sys.argv[4])], data.end, 60)[0]))
         return
-    if len(sys.argv) < 3:
+    args = [a for a in sys.argv[1:] if a != "--no-tables"]
+    if len(args) < 2 or args[0].startswith("-"):
         sys.exit(__doc__)
-    for path in sys.argv[2:]:
-        print(json.dumps(measure(path, sys.argv[1]), indent=1), flush=True)
+    for path in args[1:]:
+        print(json.dumps(measure(path, args[0], "--no-tables" not in sys.argv), indent=1), flush=True)
 
 
 if __name__ == "__main__":
