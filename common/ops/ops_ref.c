@@ -73,7 +73,7 @@ static bool ref_select(uint32_t *out_index, const float *score, uint32_t n, uint
     for (uint32_t i = k; i < n; i++) {
         if (score[i] != score[i]) return false;
         const uint64_t key = mr_select_key(score[i], i);
-        if (key > scratch[0]) mr_select_sift(scratch, k, key);
+        if (key > scratch[0]) mr_select_sift(scratch, k, 0, key);
     }
     mr_select_finish(out_index, scratch, k);
     return true;

@@ -15,9 +15,8 @@ static inline uint64_t mr_select_key(float score, uint32_t index) {
     return (uint64_t)bits << 32 | (uint32_t)~index;
 }
 
-/* A min-heap of k keys: heap[0] is the worst kept. */
-static inline void mr_select_sift(uint64_t *heap, uint32_t k, uint64_t key) {
-    uint32_t at = 0;
+/* A min-heap of k keys: heap[0] is the worst kept. Puts key at place `at` or below. */
+static inline void mr_select_sift(uint64_t *heap, uint32_t k, uint32_t at, uint64_t key) {
     for (;;) {
         uint32_t child = 2 * at + 1;
         if (child >= k) break;
@@ -35,19 +34,7 @@ static inline bool mr_select_start(uint64_t *heap, const float *score, uint32_t 
         if (score[i] != score[i]) return false;
         heap[i] = mr_select_key(score[i], i);
     }
-    for (uint32_t i = k / 2; i-- > 0;) { /* heapify from below */
-        uint32_t at = i;
-        const uint64_t key = heap[i];
-        for (;;) {
-            uint32_t child = 2 * at + 1;
-            if (child >= k) break;
-            if (child + 1 < k && heap[child + 1] < heap[child]) child++;
-            if (heap[child] >= key) break;
-            heap[at] = heap[child];
-            at = child;
-        }
-        heap[at] = key;
-    }
+    for (uint32_t i = k / 2; i-- > 0;) mr_select_sift(heap, k, i, heap[i]);
     return true;
 }
 
@@ -56,7 +43,7 @@ static inline void mr_select_finish(uint32_t *out_index, uint64_t *heap, uint32_
     for (uint32_t left = k; left > 0; left--) {
         out_index[left - 1] = ~(uint32_t)heap[0];
         const uint64_t last = heap[left - 1];
-        mr_select_sift(heap, left - 1, last);
+        mr_select_sift(heap, left - 1, 0, last);
     }
 }
 

@@ -253,14 +253,14 @@ static bool avx2_select(uint32_t *out_index, const float *score, uint32_t n, uin
         for (; better; better &= better - 1) {
             const uint32_t at = i + (uint32_t)__builtin_ctz(better);
             const uint64_t key = mr_select_key(score[at], at);
-            if (key > scratch[0]) mr_select_sift(scratch, k, key);
+            if (key > scratch[0]) mr_select_sift(scratch, k, 0, key);
         }
         threshold = _mm256_set1_ps(mr_select_threshold(scratch));
     }
     for (; i < n; i++) {
         if (score[i] != score[i]) return false;
         const uint64_t key = mr_select_key(score[i], i);
-        if (key > scratch[0]) mr_select_sift(scratch, k, key);
+        if (key > scratch[0]) mr_select_sift(scratch, k, 0, key);
     }
     mr_select_finish(out_index, scratch, k);
     return true;

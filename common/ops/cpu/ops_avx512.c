@@ -235,7 +235,7 @@ static bool avx512_select(uint32_t *out_index, const float *score, uint32_t n, u
         for (; better; better &= better - 1) {
             const uint32_t at = i + (uint32_t)__builtin_ctz(better);
             const uint64_t key = mr_select_key(score[at], at);
-            if (key > scratch[0]) mr_select_sift(scratch, k, key);
+            if (key > scratch[0]) mr_select_sift(scratch, k, 0, key);
         }
         threshold = _mm512_set1_ps(mr_select_threshold(scratch));
     }
