@@ -47,7 +47,8 @@ struct mr_front {
     pthread_mutex_t lock; /* guards the inbox */
     news *inbox, **inbox_end;
     uint32_t inbox_count;
-    uint32_t logged_names;
+    char logged[LOGGED_NAMES_MAX][MR_FIELD_NAME_BYTES]; /* unknown fields the log has seen */
+    uint32_t logged_count;
 };
 
 /* --- from the core ---------------------------------------------------------------------------- */
@@ -253,7 +254,10 @@ static void drain_inbox(mr_front *front) {
 static void note_unknown(mr_front *front, const mr_api_call *api) {
     if (api->unknown_fields == 0) return;
     mr_count(&mr_core_metrics(front->core)->unknown_fields, api->unknown_fields);
-    if (front->logged_names++ >= LOGGED_NAMES_MAX) return;
+    for (uint32_t i = 0; i < front->logged_count; i++)
+        if (strcmp(front->logged[i], api->unknown_name) == 0) return;
+    if (front->logged_count == LOGGED_NAMES_MAX) return;
+    memcpy(front->logged[front->logged_count++], api->unknown_name, MR_FIELD_NAME_BYTES);
     mr_log_info("a request has fields this server does not know, such as '%s': they are ignored",
                 api->unknown_name);
 }
