@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from model import Transformer
 
-CASES = ("dense", "moe_topk_raw", "moe_topk_norm", "v2_peer_share05", "v2_demo_share05", "v2_glu_kx2_e1", "v2_glu_kx2_e4")
+CASES = ("dense", "moe_topk_raw", "moe_topk_norm", "v2_peer_share05", "v2_demo_share05",
+         "v2_glu_kx2_e1", "v2_glu_kx2_e4")
 TOLERANCE = 2e-5
 
 
@@ -45,7 +46,8 @@ def main(root):
                     lookup = lookup.view(lookup.shape[0], -1, cfg["mem_vdim"]).sum(1)
                 errors[tag] = relative(s["lookup"], lookup)
                 ok = ok and errors[tag] <= TOLERANCE
-                same = torch.equal(s["index"], want[tag + ".best_indices"]) and torch.equal(s["row"], want[tag + ".rows"])
+                same = (torch.equal(s["index"], want[tag + ".best_indices"])
+                        and torch.equal(s["row"], want[tag + ".rows"]))
                 ok = ok and same
         bad += not ok
         print(f"{case:18s} {'ok ' if ok else 'BAD'} " + "  ".join(f"{k} {v:.1e}" for k, v in errors.items()))

@@ -15,7 +15,8 @@ from data import Data
 from evaluate import greedy, load
 
 CHAT, PLAIN, SHORT = 6, 2, 4
-FAMILIAR = ("house", "water", "money", "music", "king", "river", "bread", "doctor", "window", "winter", "letter", "city")
+FAMILIAR = ("house", "water", "money", "music", "king", "river", "bread", "doctor",
+            "window", "winter", "letter", "city")
 
 
 @torch.no_grad()
@@ -70,7 +71,8 @@ def main():
                 chosen.append(x)
                 taken += 1
     with open(os.path.join(out, "expected.json"), "w") as f:
-        json.dump(dict(note="greedy, float32 arithmetic on the stored weights; continuation_ids end with <|end|>; min_margin "
+        json.dump(dict(note="greedy, float32 arithmetic on the stored weights; "
+                            "continuation_ids end with <|end|>; min_margin "
                             "is the smallest distance in logits between the best and the second token on the way",
                        cases=chosen), f, indent=1, ensure_ascii=False)
         f.write("\n")
