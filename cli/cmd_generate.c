@@ -13,7 +13,7 @@
 typedef struct {
     const char *prompt, *grid, *isa;
     int64_t threads;
-    bool json, stats;
+    bool json, chat;
     mr_local_sampling sampling;
 } arguments;
 
@@ -75,8 +75,11 @@ static void print_json(const mr_local_answer *answer) {
 static mr_status generate(mr_local *local, const mr_text *prompt, const arguments *a,
                           mr_local_answer *answer, mr_err *err) {
     mr_token_list tokens = {0};
-    mr_status status = mr_served_encode(mr_local_served(local), mr_text_string(prompt),
-                                        prompt->bytes, &tokens, err);
+    const mr_served *served = mr_local_served(local);
+    const mr_chat_message message = {"user", mr_text_string(prompt), prompt->bytes};
+    mr_status status =
+        a->chat ? mr_served_encode_chat(served, &message, 1, &tokens, err)
+                : mr_served_encode(served, mr_text_string(prompt), prompt->bytes, &tokens, err);
     if (status == MR_OK)
         status =
             mr_local_generate(answer, local, &tokens, &a->sampling, a->json ? NULL : print, err);
@@ -86,6 +89,9 @@ static mr_status generate(mr_local *local, const mr_text *prompt, const argument
         print_json(answer);
     else if (answer->text.bytes == 0 || answer->text.data[answer->text.bytes - 1] != '\n')
         print("\n", 1);
+    if (answer->text.bytes == 0 && !a->chat && !answer->interrupted &&
+        mr_chat_template_check(served->chat, NULL) == MR_OK)
+        fprintf(stderr, "the model ended at once; it is made for chat: try --chat\n");
     if (ferror(stdout)) return mr_fail(err, MR_ERR_IO, "write stdout: %s", strerror(errno));
     return MR_OK;
 }
@@ -129,6 +135,8 @@ int mr_cmd_generate(int argc, char **argv) {
         {"seed", 0, MR_OPT_INT, &s->seed, 0, 9e18, "N",
          "the same seed gives the same text; random"},
         {"stop", 0, MR_OPT_LIST, &s->stops, 0, 0, "TEXT", "end before this text; may be repeated"},
+        {"chat", 'c', MR_OPT_FLAG, &a.chat, 0, 0, NULL,
+         "the text is a user's message: answer it, by the model's chat template"},
         {"json", 0, MR_OPT_FLAG, &a.json, 0, 0, NULL, "print one JSON object at the end"},
         {"threads", 't', MR_OPT_INT, &a.threads, 0, MR_MAX_THREADS, "N",
          "compute threads; 0: one per core"},
@@ -138,7 +146,8 @@ int mr_cmd_generate(int argc, char **argv) {
     const mr_command_spec spec = {
         "memrack generate MODEL [-p TEXT] [options]",
         "Continues a text and prints it as it is made.\n"
-        "example: memrack generate models/demo -p 'river: ' -n 40 --seed 7",
+        "example: memrack generate models/demo --chat -p 'define river'\n"
+        "         echo 'Once upon a time' | memrack generate MODEL -n 40 --seed 7",
         options, 1, 1};
     const char *model;
     int count;
