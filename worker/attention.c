@@ -124,6 +124,10 @@ void mr_attention(mr_engine *e, const mr_step *step, uint32_t block) {
               .block = block,
               .weights = &e->weights.blocks[block],
               .scale = 1.0f / sqrtf((float)e->config->head_dim)};
-    mr_team_run(e->team, store_tokens, &w, step->token_count);
-    mr_team_run(e->team, attend, &w, step->token_count * e->config->n_kv_heads);
+    const mr_config *c = e->config;
+    const uint64_t width = c->d_model + 2ull * c->n_kv_heads * c->head_dim;
+    uint64_t pairs = 0; /* of query and key positions */
+    for (uint32_t t = 0; t < step->token_count; t++) pairs += e->b.position[t] + 1;
+    mr_engine_run(e, store_tokens, &w, step->token_count, 8 * step->token_count * width);
+    mr_engine_run(e, attend, &w, step->token_count * c->n_kv_heads, 4 * pairs * c->d_model);
 }

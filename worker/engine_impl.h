@@ -73,6 +73,9 @@ struct mr_engine {
     const mr_trace *trace;
 };
 
+/* A loop over the team; one of little work (in multiply-adds or the like) runs here instead,
+ * because waking another core takes longer. */
+void mr_engine_run(mr_engine *e, mr_team_task task, void *context, uint32_t items, uint64_t work);
 /* y[m][w->n] = x . w^T over the team. */
 void mr_engine_gemm(mr_engine *e, float *y, size_t y_stride, const float *x, size_t x_stride,
                     uint32_t m, const mr_packed *w);

@@ -117,12 +117,13 @@ static mr_status select_all(work *w, mr_err *err) {
     atomic_store(&w->bad_token, UINT32_MAX);
     for (w->token_first = 0; w->token_first < w->tokens; w->token_first += MR_SCORE_TILE)
         for (w->head = 0; w->head < w->layer->heads; w->head++) {
-            mr_team_run(e->team, score_panels, w, 2 * panels);
+            mr_engine_run(e, score_panels, w, 2 * panels,
+                          2ull * tile_tokens(w) * w->weights->keys[0].n * w->layer->key_dim);
             mr_team_run(e->team, select_tokens, w, tile_tokens(w));
         }
     if (atomic_load(&w->bad_token) != UINT32_MAX)
         return mr_fail(err, MR_ERR_RANGE, "a product-key score is not a finite number");
-    mr_team_run(e->team, locate, w, w->tokens);
+    mr_engine_run(e, locate, w, w->tokens, 32ull * w->tokens * w->layer->entries);
     return MR_OK;
 }
 
@@ -198,7 +199,7 @@ mr_status mr_memory_begin(mr_engine *e, uint32_t layer, const float *input, uint
     work w = {.e = e, .layer = l, .weights = weights, .tokens = tokens};
     if (e->m.input) memcpy(e->m.input, input, (size_t)tokens * d * sizeof(float));
     mr_engine_gemm(e, e->m.query, weights->query_proj.n, input, d, tokens, &weights->query_proj);
-    mr_team_run(e->team, norm_queries, &w, tokens);
+    mr_engine_run(e, norm_queries, &w, tokens, 4ull * tokens * weights->query_proj.n);
     if (l->gated) mr_engine_gemm(e, e->m.x, pre, input, d, tokens, &weights->pre_proj);
     mr_status status = select_all(&w, err);
     if (status == MR_OK) status = find_exponents(&w, err);

@@ -26,10 +26,19 @@ static void run_product(void *context, uint32_t member, uint32_t first, uint32_t
     p->e->ops->gemm(p->y, p->y_stride, p->x, p->x_stride, p->m, p->w, first, count);
 }
 
+enum { WORK_TO_SHARE = 1 << 16 }; /* a few microseconds */
+
+void mr_engine_run(mr_engine *e, mr_team_task task, void *context, uint32_t items, uint64_t work) {
+    if (work >= WORK_TO_SHARE)
+        mr_team_run(e->team, task, context, items);
+    else if (items > 0)
+        task(context, 0, 0, items);
+}
+
 void mr_engine_gemm(mr_engine *e, float *y, size_t y_stride, const float *x, size_t x_stride,
                     uint32_t m, const mr_packed *w) {
     product p = {e, x, y, x_stride, y_stride, w, m};
-    mr_team_run(e->team, run_product, &p, (w->n + MR_PANEL - 1) / MR_PANEL);
+    mr_engine_run(e, run_product, &p, (w->n + MR_PANEL - 1) / MR_PANEL, (uint64_t)m * w->n * w->k);
 }
 
 void mr_engine_norm(const mr_engine *e, float *y, const float *x, const float *w, uint32_t n) {
@@ -58,7 +67,7 @@ static void norm_rows(void *context, uint32_t member, uint32_t first, uint32_t c
 static void norm_all(mr_engine *e, float *to, const float *from, const float *weight,
                      uint32_t rows) {
     rows_work w = {.e = e, .weight = weight, .to = to, .from = from};
-    mr_team_run(e->team, norm_rows, &w, rows);
+    mr_engine_run(e, norm_rows, &w, rows, 4ull * rows * e->config->d_model);
 }
 
 static void add_rows(mr_engine *e, const float *x, uint32_t rows) {
@@ -162,7 +171,7 @@ static mr_status feed_forward(mr_engine *e, uint32_t block, uint32_t tokens, mr_
             const mr_status status = mr_retrieval_progress(e->retrieval, err);
             if (status != MR_OK) return status;
         }
-        mr_team_run(e->team, silu_rows, &rows, tokens);
+        mr_engine_run(e, silu_rows, &rows, tokens, 16ull * tokens * c->mlp_hidden);
         mr_engine_gemm(e, e->b.out, c->d_model, e->b.ffn, c->mlp_hidden, tokens, &w->ff_out);
     }
     add_rows(e, e->b.out, tokens);
@@ -272,7 +281,8 @@ mr_status mr_engine_step(mr_engine *e, const mr_step *step, const mr_step_sink *
     if (status != MR_OK) return status;
     rows_work rows = {.e = e, .step = step};
     place_tokens(e, step);
-    mr_team_run(e->team, embed_rows, &rows, step->token_count);
+    mr_engine_run(e, embed_rows, &rows, step->token_count,
+                  8ull * step->token_count * e->config->d_model);
     for (uint32_t block = 0; block < e->config->n_layers && status == MR_OK; block++)
         status = run_block(e, step, block, &pending, err);
     if (status == MR_OK) status = report(e, step, sink, err);
