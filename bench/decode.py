@@ -58,6 +58,7 @@ def main():
                            stdout=subprocess.DEVNULL)
             size = sum(os.path.getsize(os.path.join(model, f)) for f in os.listdir(model)) / 1e9
             for batch in (1, 8):
+                record.wait_until_quiet()
                 out = subprocess.run([bench, "--model", model, "--batch", str(batch), "--prompt", "128",
                                       "--tokens", "16"], check=True, capture_output=True,
                                      text=True).stdout.strip()

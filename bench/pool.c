@@ -1,13 +1,13 @@
 /* pool.c - how fast are rows pooled, measured against only reading them?
  *
- * A table much larger than the last-level cache is filled once. Then two things run in turn over
- * the same random row ids, round by round: the product's pool32 (weigh, convert, add into int32),
- * and a plain loop that adds up the bytes of the same rows with the widest loads of the same
- * instruction set, with a prefetch distance chosen for it by trying several. What limits both is
- * how many cache lines a core can have on their way; the ratio says what the arithmetic costs on
- * top. One CSV line per call on stdout (bench/pool.py adds machine and commit); --help says the
- * columns. Threads: --threads workers, each with its own ids and accumulators; they share only the
- * table. */
+ * A table much larger than the last-level cache is filled once. Then three things run in turn over
+ * the same random row ids, round by round: the product's pool32 (weigh, convert, add into int32); a
+ * plain loop that adds up the bytes of the same rows, one row after the other; and the same with
+ * four rows side by side. Both loops use the widest loads of the same instruction set and the
+ * prefetch that suits them best, found by trying. What limits all of them is how many cache lines a
+ * core can have on their way; the ratios say what the arithmetic costs on top. One CSV line on
+ * stdout (bench/pool.py adds machine and commit); --help says the columns.
+ * Threads: --threads workers, each with its own ids and accumulators; they share only the table. */
 #include "common/base/clock.h"
 #include "common/base/mem.h"
 #include "common/base/options.h"
@@ -35,12 +35,70 @@ typedef struct {
     bool huge;
 } bench;
 
+/* Adds up the bytes of GROUP or one rows as 64-bit words, asking line by line for as many later
+ * rows: into the first-level cache or into the second. One at a time is the plain loop; GROUP at a
+ * time keeps more lines under way. */
+enum { GROUP = 4 };
+typedef uint64_t (*reader)(const uint8_t *const row[GROUP], const uint8_t *const next[GROUP],
+                           size_t bytes);
+
+#define LINE_LOOP(ROWS, HINT, ...)                                                                 \
+    for (; at + 64 <= bytes; at += 64)                                                             \
+        for (int i = 0; i < ROWS; i++) {                                                           \
+            __builtin_prefetch(next[i] + at, 0, HINT);                                             \
+            __VA_ARGS__                                                                            \
+        }
+#define READER(NAME, TARGET, ROWS, HINT, BEGIN, LINE, END)                                         \
+    TARGET static uint64_t NAME(const uint8_t *const row[GROUP], const uint8_t *const next[GROUP], \
+                                size_t bytes) {                                                    \
+        size_t at = 0;                                                                             \
+        uint64_t sum = 0;                                                                          \
+        BEGIN LINE_LOOP(ROWS, HINT, LINE)                                                          \
+            END for (; at < bytes; at++) for (int i = 0; i < ROWS; i++) sum += row[i][at];         \
+        return sum;                                                                                \
+    }
+/* NAME[grouped][level - 1] */
+#define READERS(NAME, TARGET, BEGIN, LINE, END)                                                    \
+    READER(NAME##_one_l1, TARGET, 1, 3, BEGIN, LINE, END)                                          \
+    READER(NAME##_one_l2, TARGET, 1, 2, BEGIN, LINE, END)                                          \
+    READER(NAME##_group_l1, TARGET, GROUP, 3, BEGIN, LINE, END)                                    \
+    READER(NAME##_group_l2, TARGET, GROUP, 2, BEGIN, LINE, END)                                    \
+    static const reader NAME[2][2] = {{NAME##_one_l1, NAME##_one_l2},                              \
+                                      {NAME##_group_l1, NAME##_group_l2}};
+
+#define WORDS_LINE                                                                                 \
+    uint64_t word[8];                                                                              \
+    memcpy(word, row[i] + at, 64);                                                                 \
+    for (int w = 0; w < 8; w++) sum += word[w];
+READERS(read_words, , , WORDS_LINE, )
+
+#if defined(__x86_64__)
+#define AVX512_LINE total = _mm512_add_epi64(total, _mm512_loadu_si512(row[i] + at));
+#define AVX512_BEGIN __m512i total = _mm512_setzero_si512();
+#define AVX512_END sum = (uint64_t)_mm512_reduce_add_epi64(total);
+READERS(read_avx512, __attribute__((target("avx512f"))), AVX512_BEGIN, AVX512_LINE, AVX512_END)
+
+#define AVX2_HALF(AT) _mm256_loadu_si256((const __m256i *)(const void *)(row[i] + (AT)))
+#define AVX2_LINE                                                                                  \
+    total = _mm256_add_epi64(total, _mm256_add_epi64(AVX2_HALF(at), AVX2_HALF(at + 32)));
+#define AVX2_BEGIN __m256i total = _mm256_setzero_si256();
+#define AVX2_END                                                                                   \
+    uint64_t part[4];                                                                              \
+    _mm256_storeu_si256((__m256i *)(void *)part, total);                                           \
+    for (int w = 0; w < 4; w++) sum += part[w];
+READERS(read_avx2, __attribute__((target("avx2"))), AVX2_BEGIN, AVX2_LINE, AVX2_END)
+#endif
+
+/* How the reading loop goes about it. */
+typedef struct {
+    int grouped, level; /* level: cache asked into, 1 or 2 */
+    uint32_t ahead;     /* rows between asking and reading */
+} manner;
+
 typedef struct {
     const bench *bench;
     pthread_barrier_t *barrier;
-    bool pools;     /* else reads: */
-    int level;      /* cache prefetched into */
-    uint32_t ahead; /* rows between asking and reading */
+    manner manner; /* of reading; level 0: pool instead */
     uint32_t *id;
     float *weight;
     uint32_t *count;
@@ -50,64 +108,13 @@ typedef struct {
     int64_t began_ns, ended_ns;
 } lane;
 
-/* Adds up the bytes of GROUP rows as 64-bit words, asking line by line for GROUP later rows: into
- * the first-level cache or into the second. */
-enum { GROUP = 4 };
-typedef uint64_t (*reader)(const uint8_t *const row[GROUP], const uint8_t *const next[GROUP],
-                           size_t bytes);
-
-#define LINE_LOOP(HINT, ...)                                                                       \
-    for (; at + 64 <= bytes; at += 64)                                                             \
-        for (int i = 0; i < GROUP; i++) {                                                          \
-            __builtin_prefetch(next[i] + at, 0, HINT);                                             \
-            __VA_ARGS__                                                                            \
-        }
-#define READER(NAME, TARGET, HINT, BEGIN, LINE, END)                                               \
-    TARGET static uint64_t NAME(const uint8_t *const row[GROUP], const uint8_t *const next[GROUP], \
-                                size_t bytes) {                                                    \
-        size_t at = 0;                                                                             \
-        uint64_t sum = 0;                                                                          \
-        BEGIN LINE_LOOP(HINT, LINE) END                                                            \
-        for (; at < bytes; at++)                                                                   \
-            for (int i = 0; i < GROUP; i++) sum += row[i][at];                                     \
-        return sum;                                                                                \
-    }
-
-#define PLAIN_LINE                                                                                 \
-    uint64_t word[8];                                                                              \
-    memcpy(word, row[i] + at, 64);                                                                 \
-    for (int w = 0; w < 8; w++) sum += word[w];
-READER(read_plain_l1, , 3, , PLAIN_LINE, )
-READER(read_plain_l2, , 2, , PLAIN_LINE, )
-
+static reader reader_of(const mr_ops *ops, manner m) {
 #if defined(__x86_64__)
-#define AVX512 __attribute__((target("avx512f")))
-#define AVX512_LINE total = _mm512_add_epi64(total, _mm512_loadu_si512(row[i] + at));
-#define AVX512_BEGIN __m512i total = _mm512_setzero_si512();
-#define AVX512_END sum = (uint64_t)_mm512_reduce_add_epi64(total);
-READER(read_avx512_l1, AVX512, 3, AVX512_BEGIN, AVX512_LINE, AVX512_END)
-READER(read_avx512_l2, AVX512, 2, AVX512_BEGIN, AVX512_LINE, AVX512_END)
-
-#define AVX2 __attribute__((target("avx2")))
-#define AVX2_HALF(AT) _mm256_loadu_si256((const __m256i *)(const void *)(row[i] + (AT)))
-#define AVX2_LINE                                                                                  \
-    total = _mm256_add_epi64(total, _mm256_add_epi64(AVX2_HALF(at), AVX2_HALF(at + 32)));
-#define AVX2_BEGIN __m256i total = _mm256_setzero_si256();
-#define AVX2_END                                                                                   \
-    uint64_t part[4];                                                                              \
-    _mm256_storeu_si256((__m256i *)(void *)part, total);                                           \
-    for (int w = 0; w < 4; w++) sum += part[w];
-READER(read_avx2_l1, AVX2, 3, AVX2_BEGIN, AVX2_LINE, AVX2_END)
-READER(read_avx2_l2, AVX2, 2, AVX2_BEGIN, AVX2_LINE, AVX2_END)
-#endif
-
-static reader reader_of(const mr_ops *ops, int level) {
-#if defined(__x86_64__)
-    if (strcmp(ops->name, "avx512") == 0) return level == 1 ? read_avx512_l1 : read_avx512_l2;
-    if (strcmp(ops->name, "avx2") == 0) return level == 1 ? read_avx2_l1 : read_avx2_l2;
+    if (strcmp(ops->name, "avx512") == 0) return read_avx512[m.grouped][m.level - 1];
+    if (strcmp(ops->name, "avx2") == 0) return read_avx2[m.grouped][m.level - 1];
 #endif
     (void)ops;
-    return level == 1 ? read_plain_l1 : read_plain_l2;
+    return read_words[m.grouped][m.level - 1];
 }
 
 static const uint8_t *row_at(const mr_rows *rows, uint32_t id) {
@@ -117,12 +124,14 @@ static const uint8_t *row_at(const mr_rows *rows, uint32_t id) {
 
 static void read_rows(lane *self, uint32_t first, uint32_t count) {
     const bench *b = self->bench;
-    const reader read = reader_of(b->ops, self->level);
+    const manner m = self->manner;
+    const reader read = reader_of(b->ops, m);
+    const uint32_t step = m.grouped ? GROUP : 1;
     const size_t bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
-    for (uint32_t j = first; j + GROUP <= first + count; j += GROUP) {
+    for (uint32_t j = first; j + step <= first + count; j += step) {
         const uint8_t *row[GROUP], *next[GROUP];
-        for (uint32_t i = 0; i < GROUP; i++) {
-            const uint32_t later = j + i + self->ahead;
+        for (uint32_t i = 0; i < step; i++) {
+            const uint32_t later = j + i + m.ahead;
             row[i] = row_at(&b->rows, self->id[j + i]);
             next[i] = row_at(&b->rows, self->id[later < IDS ? later : j + i]);
         }
@@ -159,8 +168,10 @@ static void *run_lane(void *argument) {
     self->rows_done = 0;
     for (uint32_t first = 0; self->ended_ns < until;) {
         for (int i = 0; i < 8; i++) {
-            if (self->pools) pool_rows(self, first, call);
-            else read_rows(self, first, call);
+            if (self->manner.level == 0)
+                pool_rows(self, first, call);
+            else
+                read_rows(self, first, call);
             first = first + 2 * call <= IDS ? first + call : 0;
             self->rows_done += call;
         }
@@ -170,7 +181,7 @@ static void *run_lane(void *argument) {
 }
 
 /* Rows per second of all threads together. */
-static double rate(lane *lanes, uint32_t threads, bool pools, int level, uint32_t ahead) {
+static double rate(lane *lanes, uint32_t threads, manner m) {
     pthread_t handle[THREADS_MAX];
     pthread_barrier_t barrier;
     double rows = 0;
@@ -178,9 +189,7 @@ static double rate(lane *lanes, uint32_t threads, bool pools, int level, uint32_
     pthread_barrier_init(&barrier, NULL, threads);
     for (uint32_t i = 0; i < threads; i++) {
         lanes[i].barrier = &barrier;
-        lanes[i].pools = pools;
-        lanes[i].level = level;
-        lanes[i].ahead = ahead;
+        lanes[i].manner = m;
         if (pthread_create(&handle[i], NULL, run_lane, &lanes[i]) != 0) abort();
     }
     for (uint32_t i = 0; i < threads; i++) {
@@ -230,7 +239,8 @@ static void fill_table(void *table, const mr_rows *rows) {
     mr_random_normal(values, &random, 0, CHUNK, 0, 1); /* one chunk, repeated: enough for reading */
     for (uint64_t first = 0; first < elements; first += CHUNK) {
         const uint64_t count = elements - first < CHUNK ? elements - first : CHUNK;
-        if (rows->element == MR_F32) memcpy((float *)table + first, values, count * sizeof(float));
+        if (rows->element == MR_F32)
+            memcpy((float *)table + first, values, count * sizeof(float));
         else
             for (uint64_t i = 0; i < count; i++)
                 ((uint16_t *)table)[first + i] = mr_f32_to_bf16(values[i]);
@@ -247,41 +257,46 @@ static double median(double *values, int count) {
     return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-/* What suits the reading loop best: the cache to ask into and the distance in rows. */
-static void tune(lane *lanes, uint32_t threads, size_t row_bytes, int *level, uint32_t *ahead) {
+/* What suits a reading loop best: the cache to ask into and the distance in rows. */
+static manner tune(lane *lanes, uint32_t threads, size_t row_bytes, int grouped) {
     static const uint32_t distance_bytes[] = {2048, 4096, 8192, 16384, 32768};
-    double best = 0;
-    for (int l = 1; l <= 2; l++)
+    manner best = {grouped, 1, GROUP};
+    double best_rate = 0;
+    for (int level = 1; level <= 2; level++)
         for (size_t i = 0; i < sizeof(distance_bytes) / sizeof(distance_bytes[0]); i++) {
-            const uint32_t rows = (uint32_t)(distance_bytes[i] / row_bytes) + GROUP;
-            const double now = rate(lanes, threads, false, l, rows);
-            if (now <= best) continue;
-            best = now;
-            *level = l;
-            *ahead = rows;
+            const manner m = {grouped, level, (uint32_t)(distance_bytes[i] / row_bytes) + GROUP};
+            const double now = rate(lanes, threads, m);
+            if (now <= best_rate) continue;
+            best_rate = now;
+            best = m;
         }
+    return best;
 }
 
 static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table_bytes) {
     static lane lanes[THREADS_MAX];
-    double pools[ROUNDS_MAX], reads[ROUNDS_MAX], ratios[ROUNDS_MAX];
+    double pools[ROUNDS_MAX], plains[ROUNDS_MAX], groups[ROUNDS_MAX], to_plain[ROUNDS_MAX],
+        to_group[ROUNDS_MAX];
+    const manner pooling = {0};
     const size_t row_bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
     for (uint32_t i = 0; i < threads; i++) open_lane(&lanes[i], b, i);
-    int level = 1;
-    uint32_t ahead = 0;
-    tune(lanes, threads, row_bytes, &level, &ahead);
-    rate(lanes, threads, true, 0, 0);
+    const manner plain = tune(lanes, threads, row_bytes, 0);
+    const manner group = tune(lanes, threads, row_bytes, 1);
+    rate(lanes, threads, pooling);
     for (int i = 0; i < rounds; i++) {
-        pools[i] = rate(lanes, threads, true, 0, 0);
-        reads[i] = rate(lanes, threads, false, level, ahead);
-        ratios[i] = pools[i] / reads[i];
+        pools[i] = rate(lanes, threads, pooling);
+        plains[i] = rate(lanes, threads, plain);
+        groups[i] = rate(lanes, threads, group);
+        to_plain[i] = pools[i] / plains[i];
+        to_group[i] = pools[i] / groups[i];
     }
-    const double pool = median(pools, rounds), read = median(reads, rounds);
-    printf("%s,%s,%u,%zu,%.0f,%s,%u,%u,%u,%u,%.3f,%.3f,%.3f,%.3f,L%d+%u,%.3f\n", b->ops->name,
-           b->rows.element == MR_F32 ? "f32" : "bf16", b->rows.columns, row_bytes,
+    const double pool = median(pools, rounds);
+    printf("%s,%s,%u,%zu,%.0f,%s,%u,%u,%u,%u,%.3f,%.3f,%.3f,L%d+%u,%.3f,L%d+%u,%.3f,%.3f\n",
+           b->ops->name, b->rows.element == MR_F32 ? "f32" : "bf16", b->rows.columns, row_bytes,
            (double)table_bytes / (1 << 20), b->huge ? "huge" : "4k", threads, b->tokens,
-           b->entries_per_token, b->slots, pool / 1e6, pool * (double)row_bytes / 1e9, read / 1e6,
-           read * (double)row_bytes / 1e9, level, ahead, median(ratios, rounds));
+           b->entries_per_token, b->slots, pool / 1e6, pool * (double)row_bytes / 1e9,
+           median(plains, rounds) / 1e6, plain.level, plain.ahead, median(groups, rounds) / 1e6,
+           group.level, group.ahead, median(to_plain, rounds), median(to_group, rounds));
     for (uint32_t i = 0; i < threads; i++) close_lane(&lanes[i]);
 }
 
@@ -306,7 +321,8 @@ int main(int argc, char **argv) {
     const mr_command_spec spec = {
         "bench_pool [options]",
         "Prints isa,element,width,row_bytes,table_mib,pages,threads,tokens,entries,slots,\n"
-        "pool_mrows_s,pool_gb_s,read_mrows_s,read_gb_s,read_prefetch,pool_to_read (medians).",
+        "pool_mrows_s,pool_gb_s,plain_mrows_s,plain_prefetch,grouped_mrows_s,grouped_prefetch,\n"
+        "pool_to_plain,pool_to_grouped (medians).",
         options, 0, 0};
     int count;
     mr_err err = {{0}};
@@ -320,14 +336,19 @@ int main(int argc, char **argv) {
         fprintf(stderr, "bench_pool: %s\n", err.text);
         return 2;
     }
-    bench b = {.ops = ops, .tokens = (uint32_t)tokens, .entries_per_token = (uint32_t)k,
-               .slots = (uint32_t)slots, .seconds = seconds, .huge = !small_pages};
+    bench b = {.ops = ops,
+               .tokens = (uint32_t)tokens,
+               .entries_per_token = (uint32_t)k,
+               .slots = (uint32_t)slots,
+               .seconds = seconds,
+               .huge = !small_pages};
     b.rows = (mr_rows){.element = strcmp(element, "f32") == 0 ? MR_F32 : MR_BF16,
-                       .stride = (size_t)width, .columns = (uint32_t)width};
+                       .stride = (size_t)width,
+                       .columns = (uint32_t)width};
     const uint64_t table_bytes = (uint64_t)mib << 20;
     b.rows.row_count = table_bytes / ((uint64_t)width * mr_element_bytes(b.rows.element));
-    void *table = mmap(NULL, table_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                       -1, 0);
+    void *table =
+        mmap(NULL, table_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (table == MAP_FAILED) {
         perror("bench_pool: table");
         return 1;

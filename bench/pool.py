@@ -4,14 +4,15 @@
     bench/pool.py BUILD_DIR [--quick]
 
 Runs bench_pool for the row shapes of the presets, f32 and bf16, 1 and 2 threads, and adds the rows
-to bench/results/pool.csv. Goal: pool_to_read of at least 0.8."""
+to bench/results/pool.csv. Goal: pool_to_plain of at least 0.8."""
 import subprocess
 import sys
 
 import record
 
 COLUMNS = ("isa,element,width,row_bytes,table_mib,pages,threads,tokens,entries,slots,pool_mrows_s,"
-           "pool_gb_s,read_mrows_s,read_gb_s,read_prefetch,pool_to_read").split(",")
+           "pool_gb_s,plain_mrows_s,plain_prefetch,grouped_mrows_s,grouped_prefetch,"
+           "pool_to_plain,pool_to_grouped").split(",")
 # width of a row (a slice of it is a narrower row) and entries a token: v1 1.6B and 151M, v2 227M and
 # 1B/7B, a quarter of a 1.6B row
 SHAPES = [(1024, 84), (512, 84), (192, 32), (768, 128), (256, 84)]
@@ -27,9 +28,10 @@ def main():
     for element in ("bf16", "f32"):
         for width, entries in SHAPES[:2] if quick else SHAPES:
             for threads in (1, 2):
+                record.wait_until_quiet()
                 out = subprocess.run(
                     [bench, "--element", element, "--width", str(width), "--entries", str(entries),
-                     "--threads", str(threads), "--rounds", "3" if quick else "9"],
+                     "--threads", str(threads), "--rounds", "3" if quick else "5"],
                     check=True, capture_output=True, text=True).stdout.strip()
                 print(out, flush=True)
                 rows.append(out.split(","))

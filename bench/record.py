@@ -7,6 +7,7 @@ import datetime
 import os
 import subprocess
 import sys
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 HEAD = ["date", "commit", "cpu", "cores"]
@@ -33,6 +34,27 @@ def commit():
 def machine():
     today = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     return [today, commit(), cpu_model(), os.cpu_count()]
+
+
+def busy_cores(seconds=1.0):
+    """How many cores the whole machine kept busy, on average."""
+    def ticks():
+        with open("/proc/stat") as file:
+            fields = [int(x) for x in file.readline().split()[1:9]]
+        return sum(fields), fields[3] + fields[4]
+    total, idle = ticks()
+    time.sleep(seconds)
+    total_after, idle_after = ticks()
+    return os.cpu_count() * (1 - (idle_after - idle) / max(total_after - total, 1))
+
+
+def wait_until_quiet(limit_s=20):
+    """Other people's work makes figures worthless: waits until there is nearly none, else says so."""
+    until = time.monotonic() + limit_s
+    while (busy := busy_cores()) > 0.15:
+        if time.monotonic() > until:
+            print(f"the machine is not quiet ({busy:.1f} cores busy): figures may be off", file=sys.stderr)
+            return
 
 
 def append(name, columns, rows):

@@ -56,6 +56,7 @@ def main():
                 process, address = start_memshard(build, model, grid)
                 try:
                     for tokens in (1, 8) if quick else (1, 8, 64):
+                        record.wait_until_quiet()
                         out = subprocess.run(
                             [bench, "--model", model, "--connect", address, "--tokens", str(tokens),
                              "--rounds", "3" if quick else "7", "--seconds", "0.3"],
