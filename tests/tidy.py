@@ -154,7 +154,7 @@ def check(path):
 
 def main():
     os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    files = [os.path.relpath(f) for f in sys.argv[1:]] or all_files()
+    files = [os.path.relpath(f) for f in sys.argv[1:] if os.path.isfile(f)] or all_files()
     breaches = 0
     for path in files:
         if path.startswith(DATA) and not path.endswith(CODE + (".py",)):
