@@ -113,6 +113,17 @@ static mr_status keep_slice(mr_cell *cell, const mr_store_source *source, const 
     return MR_OK;
 }
 
+/* Reads a mapped part once and sets its pages up, so that no retrieval waits for a disk or a fault
+ * later: a shard is ready when its rows are. Where the kernel cannot (before 5.14) it is only
+ * asked. */
+static void make_resident(const mr_mapping *mapping) {
+    if (!mapping->base) return;
+#ifdef MADV_POPULATE_READ
+    if (madvise(mapping->base, mapping->base_bytes, MADV_POPULATE_READ) == 0) return;
+#endif
+    madvise(mapping->base, mapping->base_bytes, MADV_WILLNEED);
+}
+
 static mr_status open_side(mr_cell *cell, const mr_store_source *source, const side *s,
                            mr_err *err) {
     mr_rows *rows = s->is_pre ? &cell->pre_values : &cell->values;
@@ -132,7 +143,7 @@ static mr_status open_side(mr_cell *cell, const mr_store_source *source, const s
                                              s->rows.first * row_bytes, bytes, err);
         if (status != MR_OK) return status;
         if ((uintptr_t)mapping->data % s->element_bytes == 0) {
-            if (mapping->base) madvise(mapping->base, mapping->base_bytes, MADV_WILLNEED);
+            make_resident(mapping);
             rows->data = mapping->data;
             return MR_OK;
         }

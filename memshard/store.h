@@ -1,7 +1,7 @@
 /* store.h - the cells one memshard holds of every table of a model.
  *
  * With one width slice (W = 1) a cell is a contiguous range of rows and is mapped from the file,
- * that range only. With more, the rows are streamed once and the slice's columns are kept in
+ * that range only, and read once, so that no request waits for a disk. With more, the rows are streamed once and the slice's columns are kept in
  * memory of our own, row after row: short rows tight, rows of 256 bytes and more on cache lines. A
  * part of a file that does not lie on an element boundary is kept the same way. A table that
  * several layers share is held once. The bytes are known before anything is mapped or allocated,
