@@ -1,12 +1,13 @@
 /* store.h - the cells one memshard holds of every table of a model.
  *
  * With one width slice (W = 1) a cell is a contiguous range of rows and is mapped from the file,
- * that range only, and read once, so that no request waits for a disk. With more, the rows are streamed once and the slice's columns are kept in
- * memory of our own, row after row: short rows tight, rows of 256 bytes and more on cache lines. A
- * part of a file that does not lie on an element boundary is kept the same way. A table that
- * several layers share is held once. The bytes are known before anything is mapped or allocated,
- * and more than the machine has to give is refused with both figures.
- * Threads: open and close from one thread; the cells are immutable in between. */
+ * that range only, and read once, so that no request waits for a disk. With more, the rows are
+ * streamed once and the slice's columns are kept in memory of our own, row after row: short rows
+ * tight, rows of 256 bytes and more on cache lines. A part of a file that does not lie on an
+ * element boundary is kept the same way. A table that several layers share is held once. The bytes
+ * are known before anything is mapped or allocated, and more than the machine has to give is
+ * refused with both figures. Threads: open and close from one thread; the cells are immutable in
+ * between. */
 #ifndef MR_MEMSHARD_STORE_H
 #define MR_MEMSHARD_STORE_H
 #include "common/model/grid.h"
