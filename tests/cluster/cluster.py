@@ -83,6 +83,36 @@ class Process:
         self.log.close()
 
 
+def stop(pid, seconds=2):
+    """SIGSTOP, and wait until every thread has stopped: the signal alone returns before that."""
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        states = []
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/stat") as f:
+                states.append(f.read().rpartition(")")[2].split()[0])
+        if all(state == "T" for state in states):
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"process {pid} did not stop")
+
+
+def kill(pid, seconds=2):
+    """SIGKILL to a process that is not our child, and wait until it is dead."""
+    os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            with open(f"/proc/{pid}/stat") as f:
+                if f.read().rpartition(")")[2].split()[0] in "ZX":
+                    return
+        except FileNotFoundError:
+            return
+        time.sleep(0.001)
+    raise AssertionError(f"process {pid} did not die")
+
+
 def end_all():
     for process in PROCESSES:
         process.kill()

@@ -110,7 +110,7 @@ def stopped_shard():
     thread = threading.Thread(target=ask_long)  # a request that is under way when it happens
     thread.start()
     time.sleep(0.3)
-    os.kill(shard, signal.SIGSTOP)
+    cluster.stop(shard)
     stopped = time.monotonic()
     thread.join(20)
     assert not thread.is_alive()
@@ -126,7 +126,7 @@ def stopped_shard():
 
 def killed_shard():
     """a killed memshard: 5xx that names it within a second, the others live, `up` says so"""
-    os.kill(STATE["children"]["memshard"][1], signal.SIGKILL)
+    cluster.kill(STATE["children"]["memshard"][1])
     must_fail(1.0)
     must_fail(1.0)
     left = children_of(STATE["up"].pid)
@@ -181,7 +181,7 @@ def stopped_child_is_killed():
     """a child that does not react to SIGTERM is killed after three seconds"""
     up, _ = start_up("up-stubborn", "--memshards", "1")
     children = children_of(up.pid)
-    os.kill(children["memshard"][0], signal.SIGSTOP)
+    cluster.stop(children["memshard"][0])
     up.signal(signal.SIGTERM)
     assert up.popen.wait(8) == 0
     assert_gone(children)

@@ -144,7 +144,7 @@ def many_links():
 
 def stopped_shard():
     """a stopped memshard: an error that names it within a second; steps again after SIGCONT"""
-    SHARDS[1][0].signal(signal.SIGSTOP)
+    cluster.stop(SHARDS[1][0].pid)
     kind, sentence, seconds = run_step(STATE["link"], 20)
     assert kind == ERROR and "memshard" in sentence and SHARDS[1][1] in sentence, sentence
     assert seconds < 1.0, seconds
