@@ -17,7 +17,7 @@ static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
  * into the second level came out best for rows of 384 to 2048 bytes (bench/pool.c, Zen 4). */
 enum { AHEAD = 12 };
 
-static inline void prefetch_row(const uint8_t *row, size_t bytes) {
+static inline __attribute__((always_inline)) void prefetch_row(const uint8_t *row, size_t bytes) {
     for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const char *)row + b, _MM_HINT_T1);
 }
 
