@@ -261,14 +261,12 @@ static mr_status open_all(job *j, const char *model, mr_err *err) {
     uint32_t kv_blocks = 0, largest = 0;
     mr_status status = mr_model_open(&j->cluster.model, model, err);
     if (status == MR_OK) status = read_inputs(j, err);
-    mr_model_close(j->cluster.model);
-    j->cluster.model = NULL;
     if (status != MR_OK) return status;
     for (uint32_t first = 0; first < j->sequences; first = group_end(j, first, &kv_blocks)) {
         group_end(j, first, &kv_blocks);
         if (kv_blocks > largest) largest = kv_blocks;
     }
-    const mr_embedded_options options = {.model_directory = model,
+    const mr_embedded_options options = {.model = j->cluster.model,
                                          .threads = (uint32_t)j->a->threads,
                                          .isa = j->a->isa,
                                          .grid = j->a->grid,

@@ -68,10 +68,11 @@ mr_status mr_embedded_open(mr_embedded *out, const mr_embedded_options *o, mr_er
                                 .step_sequences_max = o->step_sequences_max,
                                 .two_trips = o->two_trips,
                                 .grid = {1, 1}};
-    *out = (mr_embedded){0};
+    *out = (mr_embedded){.model = o->model};
     mr_status status = mr_embedded_ops(&engine.ops, o->isa, err);
     if (status == MR_OK && o->grid) status = mr_grid_parse(&engine.grid, o->grid, err);
-    if (status == MR_OK) status = mr_model_open(&out->model, o->model_directory, err);
+    if (status == MR_OK && !out->model)
+        status = mr_model_open(&out->model, o->model_directory, err);
     if (status == MR_OK)
         status = mr_manifest_load(&out->manifest, out->model, o->quiet ? NULL : mr_cli_progress,
                                   NULL, err);

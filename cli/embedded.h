@@ -8,6 +8,7 @@
 
 typedef struct {
     const char *model_directory;
+    mr_model *model;          /* already opened: taken over, whatever happens; NULL: opened here */
     uint32_t threads;         /* 0: one per core */
     const char *isa;          /* NULL: the best */
     const char *grid;         /* NULL: 1x1 */

@@ -37,11 +37,7 @@ static void *run_worker(void *context) {
 }
 
 /* As many contexts as are wanted, but no more than a GiB of them, and never less than one. */
-static mr_status choose_kv_blocks(uint32_t *out, const char *directory, uint32_t answers,
-                                  mr_err *err) {
-    mr_model *model;
-    const mr_status status = mr_model_open(&model, directory, err);
-    if (status != MR_OK) return status;
+static uint32_t choose_kv_blocks(const mr_model *model, uint32_t answers) {
     const mr_config *c = mr_model_config(model);
     const uint64_t block_bytes =
         2ull * c->n_layers * c->n_kv_heads * c->head_dim * sizeof(float) * MR_KV_BLOCK_TOKENS;
@@ -49,9 +45,7 @@ static mr_status choose_kv_blocks(uint32_t *out, const char *directory, uint32_t
     uint64_t blocks = context * (answers ? answers : 1);
     const uint64_t most = block_bytes ? KV_BYTES_WANTED_MAX / block_bytes : blocks;
     if (blocks > most) blocks = most;
-    *out = (uint32_t)(blocks > context ? blocks : context);
-    mr_model_close(model);
-    return MR_OK;
+    return (uint32_t)(blocks > context ? blocks : context);
 }
 
 static mr_status start(mr_local *local, const mr_local_options *o, mr_err *err) {
@@ -77,11 +71,10 @@ static mr_status start(mr_local *local, const mr_local_options *o, mr_err *err) 
 mr_status mr_local_open(mr_local **out, const mr_local_options *options, mr_err *err) {
     mr_local *local = mr_alloc(sizeof(*local));
     mr_embedded_options embedded = options->embedded;
-    mr_status status = MR_OK;
     *out = NULL;
-    if (embedded.kv_blocks == 0)
-        status = choose_kv_blocks(&embedded.kv_blocks, embedded.model_directory,
-                                  options->answers_wanted, err);
+    mr_status status = mr_model_open(&embedded.model, embedded.model_directory, err);
+    if (status == MR_OK && embedded.kv_blocks == 0)
+        embedded.kv_blocks = choose_kv_blocks(embedded.model, options->answers_wanted);
     if (status == MR_OK) status = mr_embedded_open(&local->embedded, &embedded, err);
     if (status == MR_OK)
         status = mr_served_open(&local->served, local->embedded.model, options->name, err);
