@@ -2,8 +2,8 @@
  * it.
  *
  * Every field that changes the arithmetic is either implemented or refused by its name; fields that
- * never change the output are skipped, unknown ones are refused when they could matter (they start
- * with mem_, moe_, norm, attention, rope, ...) and ignored otherwise with a note in `notes`.
+ * never change the output are skipped. A field that is not known here is refused unless it is null,
+ * false or begins with an underscore: it might change the answers.
  * Source: the official repository's olmo/config.py as described in docs/MODELS.md. */
 #ifndef MR_MODEL_CONFIG_H
 #define MR_MODEL_CONFIG_H

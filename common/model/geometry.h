@@ -13,8 +13,7 @@ typedef struct {
     mr_table_shape *tables; /* [memory_count] room */
     uint32_t table_count;
     mr_memory_layer *layers; /* [memory_count] room */
-    uint32_t used;           /* tensors that were asked for and found */
-    void (*mark)(void *mark_context, const mr_tensor *tensor);
+    void (*mark)(void *mark_context, const mr_tensor *tensor); /* each one that was asked for */
     void *mark_context;
 } mr_geometry;
 
