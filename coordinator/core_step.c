@@ -393,10 +393,11 @@ static bool has_all_results(const mr_core *core, const mr_plan_entry *entry) {
 }
 
 mr_status core_done(mr_core *core, const mr_frame *frame, mr_err *err) {
-    const mr_wire_done *done;
+    mr_done_view view;
     const mr_plan *plan = core->step;
-    const mr_status status = mr_done_check(&done, frame, err);
+    const mr_status status = mr_done_check(&view, frame, err);
     if (status != MR_OK) return status;
+    const mr_wire_done *done = view.fixed;
     for (uint32_t i = 0; i < plan->count; i++)
         if (!has_all_results(core, &plan->entries[i]))
             return mr_fail(err, MR_ERR_FORMAT, "the worker ended a step without all its results");

@@ -15,8 +15,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "frames travel as they
 
 enum {
     MR_WIRE_MAGIC = 0x314b524d, /* "MRK1" */
-    MR_WIRE_VERSION = 1,        /* N: what this build speaks best */
-    MR_WIRE_VERSION_MIN = 1,    /* N - 1 once there is an N of 2 */
+    MR_WIRE_VERSION = 2,        /* N: what this build speaks best */
+    MR_WIRE_VERSION_MIN = 1,    /* N - 1; what only version 2 has is marked (2) below */
 };
 
 typedef enum {
@@ -26,16 +26,25 @@ typedef enum {
     MR_FRAME_PING = 4,   /* empty; answered by PONG with the same request */
     MR_FRAME_PONG = 5,
     MR_FRAME_ERROR = 6, /* payload: one sentence; status is the mr_status; answers one request */
+    MR_FRAME_ECHO = 7,  /* (2) mr_wire_echo and any bytes; answered by the server itself */
+    MR_FRAME_ECHOED = 8, /* (2) as many bytes as were wanted: what `selftest --fabric` measures */
 
     MR_FRAME_RETRIEVE = 16, /* worker -> memshard: mr_wire_retrieve */
     MR_FRAME_POOLED = 17,   /* i32 or i64 [tokens][slots][columns of the cell] */
     MR_FRAME_DOTS = 18,     /* i64 [entries] */
     MR_FRAME_ROWS = 19,     /* raw value elements [entries][columns of the cell], storage dtype */
+    MR_FRAME_TOPK = 20,     /* (2) worker -> memshard: mr_wire_topk: queries in */
+    MR_FRAME_CHOSEN = 21,   /* (2) answers TOPK where ids were wanted: mr_wire_chosen layout */
+    MR_FRAME_CANCEL = 22,   /* (2) empty; the request of that number is not waited for any more: it
+                             * may be dropped unanswered, or answered all the same */
+    MR_FRAME_PREFETCH = 23, /* (2) mr_wire_prefetch: rows that will be asked for; never answered */
 
     MR_FRAME_STEP = 32,    /* coordinator -> worker: mr_wire_step */
     MR_FRAME_SAMPLED = 33, /* worker -> coordinator: mr_wire_sampled, one per sampling sequence */
     MR_FRAME_LOGITS = 34,  /* mr_wire_logits: a piece of one position's row */
     MR_FRAME_DONE = 35,    /* mr_wire_done: the step is committed; the last frame of its request */
+    MR_FRAME_STAGE = 36,   /* (2) stage -> next stage: a STEP payload; HIDDEN frames follow */
+    MR_FRAME_HIDDEN = 37,  /* (2) mr_wire_hidden: a piece of the hidden states of a STAGE */
 } mr_frame_type;
 
 typedef struct {
@@ -45,10 +54,13 @@ typedef struct {
     uint32_t payload_bytes; /* <= MR_MAX_FRAME_BYTES */
     uint32_t flags;         /* MR_FRAME_HAS_MAC; other bits are zero or refused */
     uint64_t request;       /* chosen by the asker, echoed in every answer */
-    uint64_t epoch;         /* of the table map the asker uses; 0 in a static cluster */
-    uint32_t budget_us;     /* time the asker still waits; 0: not stated */
+    uint64_t epoch;         /* retrieval: of the table map the asker uses; STEP and STAGE: of the
+                             * group's owner; 0 in a static cluster, and never stale there */
+    uint32_t budget_us;     /* asking: time the asker still waits, 0: not stated. Answers of
+                             * retrieval (2): time the request waited before it was worked on */
     int32_t status;         /* answers: 0 or an mr_status */
-    uint8_t mac[16];        /* zero unless flagged; version 1 refuses the flag */
+    uint8_t mac[16];        /* zero unless flagged; version 1 refuses the flag. (2) AES-256-GMAC
+                             * over header (mac zero) and payload, see common/net/keys.h */
     uint64_t reserved;      /* zero */
 } mr_wire_header;
 _Static_assert(sizeof(mr_wire_header) == 64, "one cache line");
@@ -68,11 +80,20 @@ typedef struct {
     uint16_t role; /* of the sender */
     uint16_t role_wanted;
     uint32_t frame_bytes_max; /* largest payload the sender takes */
-    uint32_t flags;           /* zero */
+    uint32_t flags;           /* mr_hello_flag; zero in version 1 */
     uint8_t digest[32];       /* of the model; all zero: whatever the other has */
-    uint8_t nonce[16];        /* room for keyed sessions; zero in version 1 */
+    uint8_t nonce[16];        /* (2) keyed: key id (8 bytes), the sender's salt (8); else zero */
 } mr_wire_hello;
 _Static_assert(sizeof(mr_wire_hello) == 64, "fixed");
+
+enum { MR_HELLO_KEYED = 1 }; /* (2) every frame after WELCOME carries a MAC, both ways */
+
+/* (2) A server takes this in any state of an open session. */
+typedef struct {
+    uint32_t reply_bytes; /* <= MR_MAX_FRAME_BYTES */
+    uint32_t reserved;    /* zero */
+} mr_wire_echo;
+_Static_assert(sizeof(mr_wire_echo) == 8, "fixed");
 
 /* A WELCOME payload is mr_wire_welcome, then by role: memshard: mr_wire_cell [cell_count];
  * worker: mr_wire_worker_info. */
@@ -97,7 +118,7 @@ typedef struct {
     uint32_t context_tokens;
     uint32_t kv_blocks, kv_block_tokens;
     uint32_t step_tokens_max, step_sequences_max;
-    uint32_t reserved;
+    uint16_t stage, stages; /* (2) of the pipeline; 0, 0 in version 1: the whole model */
 } mr_wire_worker_info;
 _Static_assert(sizeof(mr_wire_worker_info) == 32, "fixed");
 
@@ -132,6 +153,32 @@ typedef struct {
 } mr_wire_retrieve;
 _Static_assert(sizeof(mr_wire_retrieve) == 32, "fixed");
 
+/* (2) A shard that holds all keys of the layer scores them itself: the same bits as a worker would
+ * get. It selects all K entries, derives e (and d) from all of them, then pools only the rows of
+ * the cell. Followed by:
+ *   f32 query[tokens][query_columns] pad8   normed queries, as the worker's own selection reads them
+ *   f32 x[tokens][x_columns] pad8           gated layers where pooled sums are wanted
+ * Answered by POOLED: the sums as for RETRIEVE, pad8, then i16 value_exponent[tokens] pad8 (each
+ * shard derives the same); or by CHOSEN: u32 row[tokens][K] pad8, u8 slot[tokens][K] pad8 (only
+ * where slots > 1), f32 score[cores][tokens * K] pad8, u32 index[tokens][K] pad8. */
+typedef struct {
+    uint32_t layer;
+    uint32_t cell; /* of the pooled rows; ignored where ids are wanted */
+    uint16_t wants; /* mr_topk_wants */
+    uint16_t accumulator_bits;
+    uint32_t tokens, query_columns, x_columns;
+    uint32_t reserved[2]; /* zero */
+} mr_wire_topk;
+_Static_assert(sizeof(mr_wire_topk) == 32, "fixed");
+typedef enum { MR_TOPK_IDS = 1, MR_TOPK_POOLED = 2 } mr_topk_wants;
+
+/* (2) Followed by u32 row[rows] pad8. Ids come from wherever the asker has them: a selection, or
+ * hashes of tokens known before the step begins. */
+typedef struct {
+    uint32_t layer, cell, rows, reserved;
+} mr_wire_prefetch;
+_Static_assert(sizeof(mr_wire_prefetch) == 16, "fixed");
+
 /* --- steps ------------------------------------------------------------------------------------ */
 
 enum {
@@ -156,10 +203,15 @@ typedef struct {
 } mr_wire_sequence;
 _Static_assert(sizeof(mr_wire_sequence) == 64, "fixed");
 
+enum {
+    MR_STEP_MAY_DEGRADE = 1, /* (2) rows of a partition that has no live replica count as zero */
+};
+
 /* Followed by mr_wire_sequence[sequences], i32 token[tokens] (in sequence order), u32 block[blocks]
  * (in sequence order). */
 typedef struct {
-    uint32_t sequences, tokens, blocks, reserved;
+    uint32_t sequences, tokens, blocks;
+    uint32_t flags; /* (2) mr_step_flag; zero in version 1 */
 } mr_wire_step;
 _Static_assert(sizeof(mr_wire_step) == 16, "fixed");
 
@@ -169,9 +221,12 @@ typedef struct {
     uint64_t id;
     int32_t token;
     float logprob;
-    uint32_t top_count, reserved;
+    uint32_t top_count;
+    uint32_t flags; /* (2) MR_SAMPLED_DEGRADED; zero in version 1 */
 } mr_wire_sampled;
 _Static_assert(sizeof(mr_wire_sampled) == 24, "fixed");
+
+enum { MR_SAMPLED_DEGRADED = 1 }; /* some rows of this step were counted as zero */
 
 typedef struct {
     int32_t token;
@@ -190,5 +245,30 @@ typedef struct {
     uint64_t retrieval_bytes_up, retrieval_bytes_down;
 } mr_wire_done;
 _Static_assert(sizeof(mr_wire_done) == 32, "fixed");
+
+/* (2) Follows mr_wire_done, itself followed by u64 wait_ns[layers]: the exposed wait of each memory
+ * layer, over all stages. Counters are of this step. */
+typedef struct {
+    uint32_t layers;
+    uint32_t hedges, resends, degraded; /* requests sent twice; after suspicion; answered as zero */
+    uint32_t cache_hits, cache_misses;  /* rows of the worker's hot-row cache */
+    uint32_t stage_ns_max_us;           /* the slowest stage's computing time */
+    uint32_t reserved;
+} mr_wire_done_more;
+_Static_assert(sizeof(mr_wire_done_more) == 32, "fixed");
+
+/* (2) STAGE carries the STEP payload as the coordinator sent it; HIDDEN frames with the same request
+ * bring what the next stage starts from, in any order, until all tokens of every kind announced by
+ * `kinds` of the first one are there. Followed by f32 [tokens][columns]. The next stage answers as
+ * a worker answers a coordinator (SAMPLED, LOGITS, DONE or ERROR), and each stage passes it on. */
+typedef struct {
+    uint16_t kind;  /* mr_hidden_kind */
+    uint16_t kinds; /* bit set of 1 << kind: which kinds this STAGE has */
+    uint32_t token_first, tokens, columns;
+    int32_t layer; /* pending: the memory layer whose output this is; else -1 */
+    uint32_t reserved;
+} mr_wire_hidden;
+_Static_assert(sizeof(mr_wire_hidden) == 24, "fixed");
+typedef enum { MR_HIDDEN_STREAM = 0, MR_HIDDEN_PENDING = 1 } mr_hidden_kind;
 
 #endif

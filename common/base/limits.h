@@ -44,6 +44,13 @@ enum {
     MR_MAX_STEP_TOKENS = 4096,
     MR_MAX_STEP_SEQUENCES = 512,
     MR_KV_BLOCK_TOKENS = 16,
+    MR_MAX_MEMBERS = 4096,            /* processes of a cluster */
+    MR_MAX_REPLICAS = 16,             /* of a cell */
+    MR_MAX_STAGES = 64,               /* of a pipeline */
+    MR_MAX_GROUPS = 256,              /* worker groups of a cluster */
+    MR_MAX_MODELS = 64,               /* in one cluster, all versions */
+    MR_MAX_RECORD_BYTES = 1536 << 10, /* of one etcd value, as etcd itself */
+    MR_MAX_ADDRESS_BYTES = 256,
 
     /* serving */
     MR_MAX_HTTP_BODY_BYTES = 8 << 20,

@@ -71,6 +71,8 @@ const char *mr_status_name(mr_status status) {
         return "cancelled";
     case MR_ERR_AGAIN:
         return "again";
+    case MR_ERR_STALE:
+        return "stale";
     }
     return "unknown";
 }

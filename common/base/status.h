@@ -21,6 +21,7 @@ typedef enum {
     MR_ERR_MISMATCH = -10,   /* peers disagree: version, digest, grid */
     MR_ERR_CANCELLED = -11,  /* the one who asked went away */
     MR_ERR_AGAIN = -12,      /* nothing there yet; only from non-blocking calls */
+    MR_ERR_STALE = -13,      /* asked with an older map, owner or session than the other side has */
 } mr_status;
 
 enum { MR_ERR_TEXT_BYTES = 512 };

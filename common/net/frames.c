@@ -12,37 +12,28 @@
 #include <string.h>
 
 const char *mr_frame_name(uint16_t type) {
-    switch ((mr_frame_type)type) {
-    case MR_FRAME_HELLO:
-        return "HELLO";
-    case MR_FRAME_WELCOME:
-        return "WELCOME";
-    case MR_FRAME_REFUSE:
-        return "REFUSE";
-    case MR_FRAME_PING:
-        return "PING";
-    case MR_FRAME_PONG:
-        return "PONG";
-    case MR_FRAME_ERROR:
-        return "ERROR";
-    case MR_FRAME_RETRIEVE:
-        return "RETRIEVE";
-    case MR_FRAME_POOLED:
-        return "POOLED";
-    case MR_FRAME_DOTS:
-        return "DOTS";
-    case MR_FRAME_ROWS:
-        return "ROWS";
-    case MR_FRAME_STEP:
-        return "STEP";
-    case MR_FRAME_SAMPLED:
-        return "SAMPLED";
-    case MR_FRAME_LOGITS:
-        return "LOGITS";
-    case MR_FRAME_DONE:
-        return "DONE";
-    }
-    return "unknown";
+    static const char *const names[] = {
+        [MR_FRAME_HELLO] = "HELLO",       [MR_FRAME_WELCOME] = "WELCOME",
+        [MR_FRAME_REFUSE] = "REFUSE",     [MR_FRAME_PING] = "PING",
+        [MR_FRAME_PONG] = "PONG",         [MR_FRAME_ERROR] = "ERROR",
+        [MR_FRAME_ECHO] = "ECHO",         [MR_FRAME_ECHOED] = "ECHOED",
+        [MR_FRAME_RETRIEVE] = "RETRIEVE", [MR_FRAME_POOLED] = "POOLED",
+        [MR_FRAME_DOTS] = "DOTS",         [MR_FRAME_ROWS] = "ROWS",
+        [MR_FRAME_TOPK] = "TOPK",         [MR_FRAME_CHOSEN] = "CHOSEN",
+        [MR_FRAME_CANCEL] = "CANCEL",     [MR_FRAME_PREFETCH] = "PREFETCH",
+        [MR_FRAME_STEP] = "STEP",         [MR_FRAME_SAMPLED] = "SAMPLED",
+        [MR_FRAME_LOGITS] = "LOGITS",     [MR_FRAME_DONE] = "DONE",
+        [MR_FRAME_STAGE] = "STAGE",       [MR_FRAME_HIDDEN] = "HIDDEN",
+    };
+    const char *name = type < sizeof(names) / sizeof(names[0]) ? names[type] : NULL;
+    return name ? name : "unknown";
+}
+
+/* Types that came with version 2 are unknown to a session of version 1. */
+static bool is_new(uint16_t type) {
+    return type == MR_FRAME_ECHO || type == MR_FRAME_ECHOED ||
+           (type >= MR_FRAME_TOPK && type <= MR_FRAME_PREFETCH) || type == MR_FRAME_STAGE ||
+           type == MR_FRAME_HIDDEN;
 }
 
 static bool is_known(uint16_t type) {
@@ -77,6 +68,9 @@ mr_status mr_frame_check_header(const mr_wire_header *header, uint16_t version, 
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a frame of unknown type %u", header->type);
     const mr_status status = check_version(header, version, err);
     if (status != MR_OK) return status;
+    if (header->version < 2 && is_new(header->type))
+        return mr_fail(err, MR_ERR_UNSUPPORTED, "a %s frame in a session of version 1",
+                       mr_frame_name(header->type));
     if (header->payload_bytes > MR_MAX_FRAME_BYTES)
         return mr_fail(err, MR_ERR_LIMIT, "a %s frame of %u bytes; %d is the most",
                        mr_frame_name(header->type), header->payload_bytes, MR_MAX_FRAME_BYTES);
@@ -89,7 +83,7 @@ mr_status mr_frame_check_header(const mr_wire_header *header, uint16_t version, 
     if (header->reserved != 0 || !is_zero(header->mac, sizeof(header->mac)))
         return mr_fail(err, MR_ERR_FORMAT, "a %s frame whose reserved bytes are not zero",
                        mr_frame_name(header->type));
-    if (header->status > 0 || header->status < MR_ERR_AGAIN)
+    if (header->status > 0 || header->status < MR_ERR_STALE)
         return mr_fail(err, MR_ERR_FORMAT, "a %s frame with the unknown status %d",
                        mr_frame_name(header->type), header->status);
     return MR_OK;
@@ -239,8 +233,9 @@ mr_status mr_step_check(mr_step_view *out, const mr_frame *frame, mr_err *err) {
     if (status != MR_OK) return status;
     status = check_bytes("a STEP", need, have, err);
     if (status != MR_OK) return status;
-    if (fixed->reserved != 0)
-        return mr_fail(err, MR_ERR_FORMAT, "a STEP whose reserved bytes are not zero");
+    if ((fixed->flags & ~(uint32_t)MR_STEP_MAY_DEGRADE) ||
+        (frame->header->version < 2 && fixed->flags != 0))
+        return mr_fail(err, MR_ERR_UNSUPPORTED, "a STEP with unknown flags %x", fixed->flags);
 
     const mr_wire_sequence *sequences = (const void *)(fixed + 1);
     uint64_t tokens = 0, blocks = 0;
@@ -257,7 +252,8 @@ mr_status mr_step_check(mr_step_view *out, const mr_frame *frame, mr_err *err) {
                        (unsigned long long)blocks);
     const int32_t *ids = (const void *)(sequences + fixed->sequences);
     *out = (mr_step_view){fixed->sequences, fixed->tokens, fixed->blocks,
-                          sequences,        ids,           (const void *)(ids + fixed->tokens)};
+                          fixed->flags,     sequences,     ids,
+                          (const void *)(ids + fixed->tokens)};
     return MR_OK;
 }
 
@@ -267,9 +263,11 @@ mr_status mr_sampled_check(mr_sampled_view *out, const mr_frame *frame, mr_err *
     *out = (mr_sampled_view){0};
     mr_status status = check_fixed("a SAMPLED", sizeof(*fixed), have, err);
     if (status != MR_OK) return status;
-    if (fixed->top_count > MR_MAX_LOGPROBS || fixed->reserved != 0)
-        return mr_fail(err, MR_ERR_FORMAT, "a SAMPLED with %u logprobs; at most %d",
-                       fixed->top_count, MR_MAX_LOGPROBS);
+    if (fixed->top_count > MR_MAX_LOGPROBS ||
+        (fixed->flags & ~(uint32_t)MR_SAMPLED_DEGRADED) ||
+        (frame->header->version < 2 && fixed->flags != 0))
+        return mr_fail(err, MR_ERR_FORMAT, "a SAMPLED with %u logprobs (at most %d) and flags %x",
+                       fixed->top_count, MR_MAX_LOGPROBS, fixed->flags);
     status = check_bytes("a SAMPLED",
                          sizeof(*fixed) + (uint64_t)fixed->top_count * sizeof(mr_wire_logprob),
                          have, err);
@@ -305,12 +303,25 @@ mr_status mr_logits_check(mr_logits_view *out, const mr_frame *frame, mr_err *er
     return MR_OK;
 }
 
-mr_status mr_done_check(const mr_wire_done **out, const mr_frame *frame, mr_err *err) {
-    *out = NULL;
-    const mr_status status =
-        check_bytes("a DONE", sizeof(mr_wire_done), frame->header->payload_bytes, err);
+mr_status mr_done_check(mr_done_view *out, const mr_frame *frame, mr_err *err) {
+    const uint32_t have = frame->header->payload_bytes;
+    const mr_wire_done *fixed = (const void *)frame->payload;
+    *out = (mr_done_view){0};
+    if (have == sizeof(*fixed)) { /* all there is in version 1 */
+        out->fixed = fixed;
+        return MR_OK;
+    }
+    const mr_wire_done_more *more = (const void *)(fixed + 1);
+    mr_status status = check_fixed("a DONE", sizeof(*fixed) + sizeof(*more), have, err);
+    if (status == MR_OK && (more->layers > MR_MAX_LAYERS || more->reserved != 0))
+        status = mr_fail(err, MR_ERR_RANGE, "a DONE of %u memory layers", more->layers);
+    if (status == MR_OK)
+        status = check_bytes("a DONE",
+                             sizeof(*fixed) + sizeof(*more) +
+                                 (uint64_t)more->layers * sizeof(uint64_t),
+                             have, err);
     if (status != MR_OK) return status;
-    *out = (const void *)frame->payload;
+    *out = (mr_done_view){fixed, more, (const void *)(more + 1)};
     return MR_OK;
 }
 
@@ -338,7 +349,11 @@ mr_status mr_frame_check(const mr_frame *frame, mr_err *err) {
         mr_step_view step;
         mr_sampled_view sampled;
         mr_logits_view logits;
-        const mr_wire_done *done;
+        mr_done_view done;
+        mr_topk_view topk;
+        mr_prefetch_view prefetch;
+        mr_hidden_view hidden;
+        const mr_wire_echo *echo;
     } view;
     switch ((mr_frame_type)frame->header->type) {
     case MR_FRAME_HELLO:
@@ -350,16 +365,30 @@ mr_status mr_frame_check(const mr_frame *frame, mr_err *err) {
         return check_sentence(frame, err);
     case MR_FRAME_PING:
     case MR_FRAME_PONG:
+    case MR_FRAME_CANCEL:
         return check_bytes(mr_frame_name(frame->header->type), 0, frame->header->payload_bytes,
                            err);
     case MR_FRAME_RETRIEVE:
         return mr_retrieve_check(&view.retrieve, frame, err);
     case MR_FRAME_POOLED:
         return check_elements(frame, sizeof(int32_t), err);
+    case MR_FRAME_CHOSEN: /* mr_chosen_check needs the layer */
+        return check_elements(frame, sizeof(uint64_t), err);
+    case MR_FRAME_TOPK:
+        return mr_topk_check(&view.topk, frame, err);
+    case MR_FRAME_PREFETCH:
+        return mr_prefetch_check(&view.prefetch, frame, err);
+    case MR_FRAME_ECHO:
+        return mr_echo_check(&view.echo, frame, err);
+    case MR_FRAME_ECHOED:
+        return MR_OK;
+    case MR_FRAME_HIDDEN:
+        return mr_hidden_check(&view.hidden, frame, err);
     case MR_FRAME_DOTS:
         return check_elements(frame, sizeof(int64_t), err);
     case MR_FRAME_ROWS:
         return check_elements(frame, sizeof(uint16_t), err);
+    case MR_FRAME_STAGE:
     case MR_FRAME_STEP:
         return mr_step_check(&view.step, frame, err);
     case MR_FRAME_SAMPLED:

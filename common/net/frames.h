@@ -86,6 +86,7 @@ mr_status mr_answer_check(const mr_frame *frame, uint16_t type, uint32_t bytes, 
 /* As mr_step of worker/engine.h. */
 typedef struct {
     uint32_t sequence_count, token_count, block_count;
+    uint32_t flags;                    /* mr_step_flag */
     const mr_wire_sequence *sequences; /* [sequence_count] */
     const int32_t *tokens;             /* [token_count], in sequence order */
     const uint32_t *blocks;            /* [block_count], in sequence order */
@@ -110,6 +111,51 @@ mr_status mr_logits_check(mr_logits_view *out, const mr_frame *frame, mr_err *er
 /* The most columns one LOGITS frame carries; a longer row is cut. */
 uint32_t mr_logits_columns_max(void);
 
-mr_status mr_done_check(const mr_wire_done **out, const mr_frame *frame, mr_err *err);
+typedef struct {
+    const mr_wire_done *fixed;
+    const mr_wire_done_more *more; /* NULL in version 1 */
+    const uint64_t *wait_ns;       /* [more->layers] */
+} mr_done_view;
+mr_status mr_done_check(mr_done_view *out, const mr_frame *frame, mr_err *err);
+
+/* --- version 2 -------------------------------------------------------------------------------- */
+
+mr_status mr_echo_check(const mr_wire_echo **out, const mr_frame *frame, mr_err *err);
+
+typedef struct {
+    const mr_wire_topk *fixed;
+    const float *query; /* [tokens][query_columns], finite */
+    const float *x;     /* [tokens][x_columns], finite; NULL where x_columns is 0 */
+} mr_topk_view;
+typedef struct {
+    uint32_t query, x; /* offsets; x 0 where there is none */
+    uint32_t bytes;
+} mr_topk_layout;
+mr_status mr_topk_lay_out(mr_topk_layout *out, const mr_wire_topk *fixed, mr_err *err);
+mr_status mr_topk_check(mr_topk_view *out, const mr_frame *frame, mr_err *err);
+
+/* What a TOPK is answered with, laid out for both sides. CHOSEN: K entries a token. POOLED: sums
+ * [tokens][slots][columns] of accumulator_bits, then exponents. */
+typedef struct {
+    uint32_t row, slot, score, index; /* CHOSEN; slot 0 where slots is 1 */
+    uint32_t value_exponent;          /* POOLED */
+    uint32_t bytes;
+} mr_topk_answer_layout;
+mr_status mr_chosen_lay_out(mr_topk_answer_layout *out, uint32_t tokens, uint32_t entries,
+                            uint32_t cores, uint32_t slots, mr_err *err);
+mr_status mr_topk_pooled_lay_out(mr_topk_answer_layout *out, const mr_wire_topk *fixed,
+                                 uint32_t slots, uint32_t columns, mr_err *err);
+
+typedef struct {
+    const mr_wire_prefetch *fixed;
+    const uint32_t *row; /* [fixed->rows] */
+} mr_prefetch_view;
+mr_status mr_prefetch_check(mr_prefetch_view *out, const mr_frame *frame, mr_err *err);
+
+typedef struct {
+    const mr_wire_hidden *fixed;
+    const float *values; /* [tokens][columns] */
+} mr_hidden_view;
+mr_status mr_hidden_check(mr_hidden_view *out, const mr_frame *frame, mr_err *err);
 
 #endif

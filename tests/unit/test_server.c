@@ -202,7 +202,7 @@ static void test_hostile_frames(void **state) {
     for (int i = 0; i < 200000; i++) noise[i] = (char)test_random(&seed);
     expect_end(server, noise, 200000, false, MR_ERR_FORMAT, "not a Memrack frame");
     free(noise);
-    mr_wire_header h = {.magic = MR_WIRE_MAGIC, .version = 1, .type = MR_FRAME_RETRIEVE};
+    mr_wire_header h = {.magic = MR_WIRE_MAGIC, .version = MR_WIRE_VERSION, .type = MR_FRAME_RETRIEVE};
     expect_end(server, &h, sizeof(h), false, MR_ERR_FORMAT, "RETRIEVE frame before HELLO");
     h.payload_bytes = 0xffffffff;
     expect_end(server, &h, sizeof(h), true, MR_ERR_LIMIT, "4294967295 bytes");
@@ -219,16 +219,16 @@ static void test_hostile_frames(void **state) {
                 .role_wanted = MR_ROLE_MEMSHARD,
                 .frame_bytes_max = MR_MAX_FRAME_BYTES}};
     expect_end(server, &hello, sizeof(hello), true, MR_ERR_FORMAT, "second HELLO");
-    hello.hello.version_min = 2;
-    hello.hello.version_max = 3;
-    hello.header.version = 3;
+    hello.hello.version_min = MR_WIRE_VERSION + 1;
+    hello.hello.version_max = MR_WIRE_VERSION + 2;
+    hello.header.version = MR_WIRE_VERSION + 2;
     expect_end(server, &hello, sizeof(hello), false, MR_ERR_MISMATCH, "no common version");
     hello.hello.version_min = hello.hello.version_max = 0;
     expect_end(server, &hello, sizeof(hello), false, MR_ERR_FORMAT, "versions from 0 to 0");
     hello.hello.version_min = hello.hello.version_max = 1;
     hello.hello.digest[0] = 9;
     expect_end(server, &hello, sizeof(hello), false, MR_ERR_MISMATCH, "090000000000...");
-    h = (mr_wire_header){.magic = MR_WIRE_MAGIC, .version = 1, .type = MR_FRAME_STEP};
+    h = (mr_wire_header){.magic = MR_WIRE_MAGIC, .version = MR_WIRE_VERSION, .type = MR_FRAME_STEP};
     expect_end(server, &h, sizeof(h), true, MR_ERR_FORMAT, "no steps here");
     h.flags = MR_FRAME_HAS_MAC;
     expect_end(server, &h, sizeof(h), true, MR_ERR_UNSUPPORTED, "MAC");
