@@ -25,8 +25,8 @@ typedef enum {
     MR_FRAME_REFUSE = 3, /* payload: one sentence; the sender closes */
     MR_FRAME_PING = 4,   /* empty; answered by PONG with the same request */
     MR_FRAME_PONG = 5,
-    MR_FRAME_ERROR = 6, /* payload: one sentence; status is the mr_status; answers one request */
-    MR_FRAME_ECHO = 7,  /* (2) mr_wire_echo and any bytes; answered by the server itself */
+    MR_FRAME_ERROR = 6,  /* payload: one sentence; status is the mr_status; answers one request */
+    MR_FRAME_ECHO = 7,   /* (2) mr_wire_echo and any bytes; answered by the server itself */
     MR_FRAME_ECHOED = 8, /* (2) as many bytes as were wanted: what `selftest --fabric` measures */
 
     MR_FRAME_RETRIEVE = 16, /* worker -> memshard: mr_wire_retrieve */
@@ -143,7 +143,7 @@ typedef enum {
 typedef struct {
     uint32_t layer; /* memory layer, in map order */
     uint32_t cell;
-    uint16_t mode; /* mr_retrieve_mode */
+    uint16_t mode;             /* mr_retrieve_mode */
     uint16_t accumulator_bits; /* 32 or 64 (pool modes), 64 for dots, 0 for gather */
     uint32_t tokens, entries;
     uint16_t core_first, cores; /* the cores whose columns this cell holds, and only those */
@@ -156,14 +156,14 @@ _Static_assert(sizeof(mr_wire_retrieve) == 32, "fixed");
 /* (2) A shard that holds all keys of the layer scores them itself: the same bits as a worker would
  * get. It selects all K entries, derives e (and d) from all of them, then pools only the rows of
  * the cell. Followed by:
- *   f32 query[tokens][query_columns] pad8   normed queries, as the worker's own selection reads them
- *   f32 x[tokens][x_columns] pad8           gated layers where pooled sums are wanted
- * Answered by POOLED: the sums as for RETRIEVE, pad8, then i16 value_exponent[tokens] pad8 (each
- * shard derives the same); or by CHOSEN: u32 row[tokens][K] pad8, u8 slot[tokens][K] pad8 (only
- * where slots > 1), f32 score[cores][tokens * K] pad8, u32 index[tokens][K] pad8. */
+ *   f32 query[tokens][query_columns] pad8   normed queries, as the worker's own selection reads
+ * them f32 x[tokens][x_columns] pad8           gated layers where pooled sums are wanted Answered
+ * by POOLED: the sums as for RETRIEVE, pad8, then i16 value_exponent[tokens] pad8 (each shard
+ * derives the same); or by CHOSEN: u32 row[tokens][K] pad8, u8 slot[tokens][K] pad8 (only where
+ * slots > 1), f32 score[cores][tokens * K] pad8, u32 index[tokens][K] pad8. */
 typedef struct {
     uint32_t layer;
-    uint32_t cell; /* of the pooled rows; ignored where ids are wanted */
+    uint32_t cell;  /* of the pooled rows; ignored where ids are wanted */
     uint16_t wants; /* mr_topk_wants */
     uint16_t accumulator_bits;
     uint32_t tokens, query_columns, x_columns;
@@ -257,10 +257,11 @@ typedef struct {
 } mr_wire_done_more;
 _Static_assert(sizeof(mr_wire_done_more) == 32, "fixed");
 
-/* (2) STAGE carries the STEP payload as the coordinator sent it; HIDDEN frames with the same request
- * bring what the next stage starts from, in any order, until all tokens of every kind announced by
- * `kinds` of the first one are there. Followed by f32 [tokens][columns]. The next stage answers as
- * a worker answers a coordinator (SAMPLED, LOGITS, DONE or ERROR), and each stage passes it on. */
+/* (2) STAGE carries the STEP payload as the coordinator sent it; HIDDEN frames with the same
+ * request bring what the next stage starts from, in any order, until all tokens of every kind
+ * announced by `kinds` of the first one are there. Followed by f32 [tokens][columns]. The next
+ * stage answers as a worker answers a coordinator (SAMPLED, LOGITS, DONE or ERROR), and each stage
+ * passes it on. */
 typedef struct {
     uint16_t kind;  /* mr_hidden_kind */
     uint16_t kinds; /* bit set of 1 << kind: which kinds this STAGE has */

@@ -20,13 +20,14 @@
 typedef struct mr_cluster mr_cluster;
 
 typedef struct {
-    /* "etcd:host:port,host:port" (plain), "etcds:host:port,.." (TLS), or the path of a static file */
+    /* "etcd:host:port,host:port" (plain), "etcds:host:port,.." (TLS), or the path of a static file
+     */
     const char *where;
-    const char *name;                          /* of the cluster; NULL: "default" */
+    const char *name;                           /* of the cluster; NULL: "default" */
     const char *ca_file, *cert_file, *key_file; /* of TLS to etcd; NULL: none */
-    const char *state_folder;                  /* last good view; NULL: not kept */
-    uint32_t lease_s;                          /* 0: 30 */
-    void (*changed)(void *context);            /* a new view is there; may be NULL */
+    const char *state_folder;                   /* last good view; NULL: not kept */
+    uint32_t lease_s;                           /* 0: 30 */
+    void (*changed)(void *context);             /* a new view is there; may be NULL */
     void *context;
 } mr_cluster_options;
 

@@ -251,8 +251,12 @@ mr_status mr_step_check(mr_step_view *out, const mr_frame *frame, mr_err *err) {
                        fixed->tokens, fixed->blocks, (unsigned long long)tokens,
                        (unsigned long long)blocks);
     const int32_t *ids = (const void *)(sequences + fixed->sequences);
-    *out = (mr_step_view){fixed->sequences, fixed->tokens, fixed->blocks,
-                          fixed->flags,     sequences,     ids,
+    *out = (mr_step_view){fixed->sequences,
+                          fixed->tokens,
+                          fixed->blocks,
+                          fixed->flags,
+                          sequences,
+                          ids,
                           (const void *)(ids + fixed->tokens)};
     return MR_OK;
 }
@@ -263,8 +267,7 @@ mr_status mr_sampled_check(mr_sampled_view *out, const mr_frame *frame, mr_err *
     *out = (mr_sampled_view){0};
     mr_status status = check_fixed("a SAMPLED", sizeof(*fixed), have, err);
     if (status != MR_OK) return status;
-    if (fixed->top_count > MR_MAX_LOGPROBS ||
-        (fixed->flags & ~(uint32_t)MR_SAMPLED_DEGRADED) ||
+    if (fixed->top_count > MR_MAX_LOGPROBS || (fixed->flags & ~(uint32_t)MR_SAMPLED_DEGRADED) ||
         (frame->header->version < 2 && fixed->flags != 0))
         return mr_fail(err, MR_ERR_FORMAT, "a SAMPLED with %u logprobs (at most %d) and flags %x",
                        fixed->top_count, MR_MAX_LOGPROBS, fixed->flags);
@@ -316,10 +319,9 @@ mr_status mr_done_check(mr_done_view *out, const mr_frame *frame, mr_err *err) {
     if (status == MR_OK && (more->layers > MR_MAX_LAYERS || more->reserved != 0))
         status = mr_fail(err, MR_ERR_RANGE, "a DONE of %u memory layers", more->layers);
     if (status == MR_OK)
-        status = check_bytes("a DONE",
-                             sizeof(*fixed) + sizeof(*more) +
-                                 (uint64_t)more->layers * sizeof(uint64_t),
-                             have, err);
+        status = check_bytes(
+            "a DONE", sizeof(*fixed) + sizeof(*more) + (uint64_t)more->layers * sizeof(uint64_t),
+            have, err);
     if (status != MR_OK) return status;
     *out = (mr_done_view){fixed, more, (const void *)(more + 1)};
     return MR_OK;

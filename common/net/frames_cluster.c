@@ -1,6 +1,6 @@
-/* frames_cluster.c - layout and checks of the frames that came with version 2: scoring at the shard,
- * prefetching, hidden states between stages, echoes. See frames.h; the order of checks is that of
- * frames.c. */
+/* frames_cluster.c - layout and checks of the frames that came with version 2: scoring at the
+ * shard, prefetching, hidden states between stages, echoes. See frames.h; the order of checks is
+ * that of frames.c. */
 #include "common/net/frames.h"
 
 #include "common/base/limits.h"

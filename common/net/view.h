@@ -59,7 +59,7 @@ typedef struct {
     uint64_t capacity_bytes; /* memshards: for tables, all tiers */
     uint64_t incarnation;    /* Unix time of the start in ms: a restart is told from a blip */
     uint32_t wire_min, wire_max;
-    uint64_t map_epoch; /* workers: the lowest map epoch any step under way uses; 0: none */
+    uint64_t map_epoch;   /* workers: the lowest map epoch any step under way uses; 0: none */
     mr_holding *holdings; /* [holding_count]; memshards */
     uint32_t holding_count;
     mr_stage_record *stages; /* [stage_count]; workers, one for each model loaded */
@@ -78,8 +78,8 @@ typedef struct {
 typedef struct {
     char *name; /* as versions */
     uint64_t epoch;
-    char *active; /* a version's name */
-    char *previous; /* for a rollback; NULL: none */
+    char *active;               /* a version's name */
+    char *previous;             /* for a rollback; NULL: none */
     mr_model_version *versions; /* [version_count] */
     uint32_t version_count;
 } mr_model_record;
@@ -100,10 +100,10 @@ typedef struct {
 } mr_owner_record;
 
 typedef struct {
-    uint64_t number;   /* grows with every change this process saw */
-    int64_t revision;  /* etcd's; 0 for a static file */
+    uint64_t number;  /* grows with every change this process saw */
+    int64_t revision; /* etcd's; 0 for a static file */
     char *cluster;
-    char *leader; /* coordinator id; NULL: none */
+    char *leader;        /* coordinator id; NULL: none */
     mr_member **members; /* [member_count] by role, then id */
     uint32_t member_count;
     mr_model_record **models;
@@ -137,8 +137,8 @@ mr_status mr_model_record_parse(mr_model_record **out, const char *text, size_t 
                                 const char *what, mr_err *err);
 char *mr_model_record_dump(const mr_model_record *record);
 void mr_model_record_free(mr_model_record *record);
-mr_status mr_map_record_parse(mr_map_record **out, const char *text, size_t bytes,
-                              const char *what, mr_err *err);
+mr_status mr_map_record_parse(mr_map_record **out, const char *text, size_t bytes, const char *what,
+                              mr_err *err);
 char *mr_map_record_dump(const mr_map_record *record);
 void mr_map_record_free(mr_map_record *record);
 mr_status mr_owner_record_parse(mr_owner_record **out, const char *text, size_t bytes,

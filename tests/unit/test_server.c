@@ -202,7 +202,8 @@ static void test_hostile_frames(void **state) {
     for (int i = 0; i < 200000; i++) noise[i] = (char)test_random(&seed);
     expect_end(server, noise, 200000, false, MR_ERR_FORMAT, "not a Memrack frame");
     free(noise);
-    mr_wire_header h = {.magic = MR_WIRE_MAGIC, .version = MR_WIRE_VERSION, .type = MR_FRAME_RETRIEVE};
+    mr_wire_header h = {
+        .magic = MR_WIRE_MAGIC, .version = MR_WIRE_VERSION, .type = MR_FRAME_RETRIEVE};
     expect_end(server, &h, sizeof(h), false, MR_ERR_FORMAT, "RETRIEVE frame before HELLO");
     h.payload_bytes = 0xffffffff;
     expect_end(server, &h, sizeof(h), true, MR_ERR_LIMIT, "4294967295 bytes");
