@@ -103,8 +103,9 @@ typedef struct {
     uint64_t number;  /* grows with every change this process saw */
     int64_t revision; /* etcd's; 0 for a static file */
     char *cluster;
-    char *leader;        /* coordinator id; NULL: none */
-    mr_member **members; /* [member_count] by role, then id */
+    char *leader;          /* coordinator id; NULL: none */
+    uint64_t leader_epoch; /* grows with every election: fences the orders of an older leader */
+    mr_member **members;   /* [member_count] by role, then id */
     uint32_t member_count;
     mr_model_record **models;
     uint32_t model_count;
