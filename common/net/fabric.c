@@ -188,6 +188,18 @@ int mr_link_fd(const mr_link *link) {
 bool mr_link_wants_write(const mr_link *link) {
     return mr_queue_bytes(&link->out) > 0;
 }
+const mr_digest *mr_link_digest(const mr_link *link) {
+    return &link->digest;
+}
+uint32_t mr_link_lane(const mr_link *link) {
+    return link->lane;
+}
+int64_t mr_link_seen_ns(const mr_link *link) {
+    return link->seen_ns;
+}
+bool mr_link_is_crowded(const mr_link *link) {
+    return link->is_crowded;
+}
 const char *mr_link_peer(const mr_link *link) {
     return link->peer;
 }

@@ -55,6 +55,13 @@ bool mr_link_wants_write(const mr_link *link);
 const char *mr_link_peer(const mr_link *link);
 uint64_t mr_link_bytes_sent(const mr_link *link);
 uint64_t mr_link_bytes_received(const mr_link *link);
+/* In a server's handler: the model the session was opened for (zero before, and on loop links); the
+ * serving thread; when it last looked at its links (0 on loop links); whether more frames wait for
+ * that thread, so that round_over() of server.h comes after them. */
+const mr_digest *mr_link_digest(const mr_link *link);
+uint32_t mr_link_lane(const mr_link *link);
+int64_t mr_link_seen_ns(const mr_link *link);
+bool mr_link_is_crowded(const mr_link *link);
 
 /* Waits until one of the links can be received from or written on, or the deadline. NULL entries
  * are skipped. MR_ERR_TIMEOUT at the deadline. */

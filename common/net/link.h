@@ -38,7 +38,11 @@ struct mr_link {
     mr_err why;
     uint64_t bytes_sent, bytes_received;
     char *peer;
-    mr_link *twin; /* loop: the end that the handler answers on */
+    mr_digest digest; /* of the session's model */
+    uint32_t lane;    /* the server's thread */
+    int64_t seen_ns;  /* when that thread last looked */
+    bool is_crowded;  /* and has more to hand over */
+    mr_link *twin;    /* loop: the end that the handler answers on */
     mr_frame_handler handler;
     void *context;
 };

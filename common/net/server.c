@@ -59,7 +59,10 @@ typedef struct {
     atomic_uint links; /* that it has or will have; read by thread 0 */
     client **clients;  /* [count], this thread's own */
     uint32_t count, room;
-    uint32_t more; /* clients with has_more */
+    uint32_t more;   /* clients with has_more */
+    int64_t seen_ns; /* when this round began */
+    bool is_ending;  /* its frames were handed over: what comes now is answered at once */
+    bool is_crowded; /* links behind the one being served have frames too */
 } serving;
 
 struct mr_server {
@@ -88,6 +91,7 @@ static void add_client(serving *t, int fd) {
     client *c = mr_alloc(sizeof(*c));
     c->link = mr_link_from_fd(fd, peer);
     c->link->payload_max = HELLO_BYTES_MAX;
+    c->link->lane = (uint32_t)(t - t->server->threads);
     c->accepted_ns = c->moved_ns = mr_now_ns();
     c->events = EPOLLIN;
     free(peer);
@@ -126,11 +130,26 @@ static void drop_client(serving *t, client *c) {
     atomic_fetch_sub(&t->links, 1);
 }
 
+static mr_status answer_hello(serving *t, client *c, const mr_frame *frame, mr_err *err) {
+    const mr_server_options *o = &t->server->options;
+    mr_session_offer offer = t->server->offer;
+    const mr_wire_hello *hello;
+    if (o->offer && frame->header->type == MR_FRAME_HELLO &&
+        mr_hello_check(&hello, frame, err) == MR_OK) {
+        const mr_status status = o->offer(o->context, hello, &offer, err);
+        if (status != MR_OK) {
+            mr_session_refuse(c->link, frame->header->request, status, err->text);
+            return status;
+        }
+    }
+    return mr_session_answer(c->link, frame, &offer, err);
+}
+
 static void take_frame(serving *t, client *c, const mr_frame *frame) {
     const mr_server_options *o = &t->server->options;
     mr_err err;
     if (!c->is_open) {
-        if (mr_session_answer(c->link, frame, &t->server->offer, &err) != MR_OK) {
+        if (answer_hello(t, c, frame, &err) != MR_OK) {
             mr_log_warn("%s is refused: %s", mr_link_peer(c->link), err.text);
             return;
         }
@@ -140,6 +159,9 @@ static void take_frame(serving *t, client *c, const mr_frame *frame) {
     }
     const uint16_t type = frame->header->type;
     if (type != MR_FRAME_PING && type != MR_FRAME_HELLO) {
+        c->link->is_crowded = o->round_over && !t->is_ending &&
+                              (t->is_crowded || mr_queue_bytes(&c->link->in) > c->link->handed);
+        c->link->seen_ns = t->seen_ns;
         o->handler(o->context, c->link, frame);
         return;
     }
@@ -339,11 +361,30 @@ static bool handle_events(serving *t, const struct epoll_event *events, int coun
             read_mail(t);
         else if (mark == &mark_wake)
             is_woken = true;
-        else
+        else {
+            t->is_crowded = i + 1 < count;
             serve_client(t, mark);
+        }
     }
+    t->is_crowded = false;
     if (is_woken) wake_up(t);
+    if (t->more > 0)
+        for (uint32_t i = t->count; i-- > 0;)
+            if (t->clients[i]->has_more) serve_client(t, t->clients[i]);
     return true;
+}
+
+/* What the handler put aside is answered now, and the answers leave. */
+static void end_round(serving *t) {
+    const mr_server_options *o = &t->server->options;
+    if (!o->round_over) return;
+    t->is_ending = true;
+    o->round_over(o->context, (uint32_t)(t - t->server->threads));
+    for (uint32_t i = t->count; i-- > 0;) {
+        client *c = t->clients[i];
+        if (mr_link_wants_write(c->link) && !(c->events & EPOLLOUT)) serve_client(t, c);
+    }
+    t->is_ending = false;
 }
 
 static void *serve(void *argument) {
@@ -357,10 +398,9 @@ static void *serve(void *argument) {
             mr_log_error("epoll_wait: %s", strerror(errno));
             break;
         }
+        t->seen_ns = mr_now_ns();
         if (!handle_events(t, events, count > 0 ? count : 0)) break;
-        if (t->more > 0)
-            for (uint32_t i = t->count; i-- > 0;)
-                if (t->clients[i]->has_more) serve_client(t, t->clients[i]);
+        end_round(t);
         if (mr_now_ns() >= next_tick_ns) {
             tick(t);
             next_tick_ns = mr_now_ns() + TICK_MS * 1000000ll;

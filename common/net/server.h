@@ -10,7 +10,7 @@
  * mr_server_wake from any. */
 #ifndef MR_NET_SERVER_H
 #define MR_NET_SERVER_H
-#include "common/net/fabric.h"
+#include "common/net/session.h"
 
 typedef struct mr_server mr_server;
 
@@ -23,6 +23,14 @@ typedef struct {
     uint32_t welcome_tail_bytes;
     uint32_t cell_count, grid_rows, grid_columns; /* for mr_wire_welcome */
     mr_frame_handler handler;                     /* frames after the session is open */
+    /* Optional: what a HELLO is answered with where that depends on what it asks for. *out comes
+     * filled from the fields above; out->tail is borrowed until this thread's next call. A failure
+     * refuses the session with its sentence. */
+    mr_status (*offer)(void *context, const mr_wire_hello *hello, mr_session_offer *out,
+                       mr_err *err);
+    /* Optional: all that had come on the links of serving thread `lane` was handed to the handler,
+     * which may have put frames aside while mr_link_is_crowded(): now they are to be answered. */
+    void (*round_over)(void *context, uint32_t lane);
     /* Optional: after mr_server_wake, and whenever a link has room for more answers: begins and
      * ends those that were made outside the handler (not flushed). */
     void (*writable)(void *context, mr_link *link);

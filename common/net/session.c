@@ -81,6 +81,7 @@ mr_status mr_session_answer(mr_link *reply, const mr_frame *frame, const mr_sess
         return status;
     }
     reply->version = version;
+    reply->digest = offer->digest;
     const mr_wire_header header = {.type = MR_FRAME_WELCOME, .request = request};
     mr_wire_welcome welcome = {
         .version = version,

@@ -96,6 +96,115 @@ static void ask(mr_link *link, uint64_t request, uint32_t bytes) {
     assert_int_equal(frame.header->payload_bytes, bytes);
 }
 
+/* --- several models, and frames that are put aside -------------------------------------------- */
+
+enum { ASIDE_MAX = 64 };
+static _Thread_local struct {
+    mr_link *link;
+    uint64_t request;
+} aside[ASIDE_MAX];
+static _Thread_local uint32_t aside_count;
+
+static void put_aside(void *context, mr_link *reply, const mr_frame *frame) {
+    counts *c = context;
+    assert_true(mr_link_seen_ns(reply) > 0);
+    if (mr_link_is_crowded(reply) && aside_count < ASIDE_MAX) {
+        aside[aside_count].link = reply;
+        aside[aside_count++].request = frame->header->request;
+        atomic_fetch_add(&c->closed, 1);
+        return;
+    }
+    atomic_fetch_add(&c->handled, 1);
+    const mr_wire_header header = {.type = MR_FRAME_POOLED, .request = frame->header->request};
+    mr_link_send(reply, &header, mr_link_digest(reply), sizeof(mr_digest));
+}
+
+static void answer_aside(void *context, uint32_t lane) {
+    (void)context;
+    for (uint32_t i = 0; i < aside_count; i++) {
+        const mr_wire_header header = {.type = MR_FRAME_POOLED, .request = aside[i].request};
+        assert_int_equal(mr_link_lane(aside[i].link), lane);
+        mr_link_send(aside[i].link, &header, mr_link_digest(aside[i].link), sizeof(mr_digest));
+    }
+    aside_count = 0;
+}
+
+static mr_status offer_two(void *context, const mr_wire_hello *hello, mr_session_offer *out,
+                           mr_err *err) {
+    static const mr_wire_cell cells[] = {{0}, {1}};
+    (void)context;
+    if (hello->digest[0] != 1 && hello->digest[0] != 2)
+        return mr_fail(err, MR_ERR_MISMATCH, "no such model here");
+    memcpy(out->digest.bytes, hello->digest, sizeof(out->digest));
+    out->grid_rows = 2;
+    out->grid_columns = 1;
+    out->cell_count = hello->digest[0];
+    out->tail = cells;
+    out->tail_bytes = out->cell_count * (uint32_t)sizeof(cells[0]);
+    return MR_OK;
+}
+
+static mr_link *open_model(const mr_server *server, uint8_t model, mr_status expected) {
+    mr_link *link;
+    mr_err err;
+    uint8_t welcome[128];
+    size_t bytes;
+    mr_welcome_view view;
+    const mr_session_hello hello = {
+        .role = MR_ROLE_WORKER, .role_wanted = MR_ROLE_MEMSHARD, .digest = {{model}}};
+    assert_int_equal(mr_link_connect(&link, mr_server_address(server), after_ms(2000), &err),
+                     MR_OK);
+    assert_int_equal(
+        mr_session_open(link, &hello, after_ms(2000), welcome, sizeof(welcome), &bytes, &err),
+        expected);
+    if (expected != MR_OK) {
+        assert_non_null(strstr(err.text, "no such model here"));
+        mr_link_close(link);
+        return NULL;
+    }
+    assert_int_equal(mr_welcome_check(&view, welcome, bytes, &err), MR_OK);
+    assert_int_equal(view.fixed->cell_count, model);
+    return link;
+}
+
+static void test_models_by_digest_and_rounds(void **state) {
+    (void)state;
+    counts c = {0};
+    mr_server *server;
+    mr_err err;
+    mr_frame frame;
+    mr_link *links[2];
+    const mr_server_options options = {.address = "127.0.0.1:0",
+                                       .threads = 2,
+                                       .role = MR_ROLE_MEMSHARD,
+                                       .handler = put_aside,
+                                       .offer = offer_two,
+                                       .round_over = answer_aside,
+                                       .context = &c};
+    assert_int_equal(mr_server_open(&server, &options, &err), MR_OK);
+    open_model(server, 3, MR_ERR_MISMATCH);
+    for (uint8_t i = 0; i < 2; i++) links[i] = open_model(server, i + 1, MR_OK);
+    for (int round = 0; round < 20; round++)
+        for (uint32_t i = 0; i < 2; i++) { /* 40 frames at once: most find the link crowded */
+            bool seen[40] = {false};
+            for (uint64_t r = 0; r < 40; r++) {
+                const mr_wire_header header = {.type = MR_FRAME_RETRIEVE, .request = r};
+                mr_link_send(links[i], &header, NULL, 0);
+            }
+            assert_int_equal(mr_link_flush(links[i], &err), MR_OK);
+            for (int r = 0; r < 40; r++) {
+                receive(links[i], &frame);
+                assert_true(frame.header->request < 40 && !seen[frame.header->request]);
+                seen[frame.header->request] = true;
+                assert_int_equal(frame.payload[0], i + 1); /* its session's model */
+            }
+        }
+    assert_int_equal(atomic_load(&c.handled) + atomic_load(&c.closed), 20 * 2 * 40);
+    assert_true(atomic_load(&c.closed) > 0);
+    for (int i = 0; i < 2; i++) mr_link_close(links[i]);
+    mr_server_close(server);
+}
+
 static void test_answers_and_pings(void **state) {
     (void)state;
     counts c;
@@ -424,6 +533,7 @@ static void test_bad_addresses(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers_and_pings),
+        cmocka_unit_test(test_models_by_digest_and_rounds),
         cmocka_unit_test(test_many_outstanding),
         cmocka_unit_test(test_hostile_frames),
         cmocka_unit_test(test_silent_peers_are_dropped),
