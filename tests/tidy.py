@@ -17,7 +17,7 @@ ROLES = ["coordinator", "worker", "memshard"]
 # folder of the including file -> what its quoted includes may start with
 ARROWS = {
     BASE: [BASE],
-    MODEL: [BASE, MODEL, "common/ops/element.h"],
+    MODEL: [BASE, MODEL, OPS],
     OPS: [BASE, OPS],
     NET: [BASE, NET, PROTO],
     PROTO: [BASE, PROTO],

@@ -84,7 +84,7 @@ static memory_needs needs_of(const mr_model *model) {
         GROW(pre, t->pre_width);
         GROW(width, t->width);
         GROW(slots_width, (uint64_t)l->slots_out * t->width);
-        GROW(key_scores, 2ull * l->keys_per_side * l->rank);
+        GROW(key_scores, mr_key_score_floats(l));
         GROW(scratch, mr_product_key_scratch(l));
     }
     return needs;
@@ -107,7 +107,7 @@ static void want_memory(buffers *b, mr_engine *e) {
     WANT(e->m.input, t * d);
     WANT(e->m.value_exponent, t);
     WANT(e->m.dot_exponent, t);
-    WANT(e->m.key_score, MR_SCORE_TILE * needs.key_scores);
+    WANT(e->m.key_score, needs.key_scores);
     WANT(e->m.scratch, mr_team_size(e->team) * needs.scratch);
 }
 

@@ -9,8 +9,6 @@
 #include "worker/trace.h"
 #include "worker/weights.h"
 
-enum { MR_SCORE_TILE = 16 }; /* tokens whose key scores are in memory at once */
-
 typedef struct {
     /* [T][entries] unless stated */
     uint32_t *index, *row;
@@ -89,21 +87,6 @@ void mr_attention(mr_engine *e, const mr_step *step, uint32_t block);
 mr_status mr_memory_begin(mr_engine *e, uint32_t layer, const float *input, uint32_t tokens,
                           mr_err *err);
 mr_status mr_memory_finish(mr_engine *e, uint32_t layer, uint32_t tokens, mr_err *err);
-
-/* select.c: the product-key top-k of one token and head. */
-typedef struct {
-    const mr_ops *ops;
-    const mr_memory_layer *layer;
-    const mr_memory_weights *weights;
-    uint32_t head;
-    const float *row_score, *column_score; /* [n * R] */
-    uint8_t *scratch;                      /* mr_product_key_scratch() bytes */
-} mr_product_key_query;
-size_t mr_product_key_scratch(const mr_memory_layer *layer);
-/* index[knn]: I * n + J, best first. score: core m at score[m * core_stride + entry]; softmax: over
- * the knn (memory_plus, pkm). false: a score is not a number. */
-bool mr_product_key_select(uint32_t *index, float *score, size_t core_stride, bool softmax,
-                           const mr_product_key_query *query);
 
 /* moe.c: b.out = the experts' sum for b.f. */
 mr_status mr_moe(mr_engine *e, uint32_t block, uint32_t tokens, mr_err *err);

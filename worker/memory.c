@@ -3,32 +3,21 @@
 #include "worker/engine_impl.h"
 
 #include "common/ops/dense.h"
-#include "common/ops/gate.h"
 
-#include <math.h>
-#include <stdatomic.h>
 #include <string.h>
-
-/* Bounds below which table maxima are never taken (docs/ARCHITECTURE.md). */
-static double at_least_tiny(double bound) {
-    const double tiny = 0x1p-60;
-    return bound > tiny ? bound : tiny;
-}
 
 typedef struct {
     mr_engine *e;
     const mr_memory_layer *layer;
     const mr_memory_weights *weights;
     uint32_t tokens;
-    uint32_t head, token_first; /* of the tile being scored */
-    atomic_uint bad_token;      /* first token with a score that is no number, or UINT32_MAX */
 } work;
 
 /* --- queries ---------------------------------------------------------------------------------- */
 
 static void norm_queries(void *context, uint32_t member, uint32_t first, uint32_t count) {
     const work *w = context;
-    const uint32_t kdim = w->layer->key_dim, parts = w->weights->groups * 2;
+    const uint32_t kdim = w->layer->key_dim, parts = w->weights->keys.groups * 2;
     (void)member;
     for (uint32_t t = first; t < first + count; t++) {
         float *query = w->e->m.query + (size_t)t * parts * kdim;
@@ -40,127 +29,36 @@ static void norm_queries(void *context, uint32_t member, uint32_t first, uint32_
     }
 }
 
-/* --- key scores and selection ----------------------------------------------------------------- */
+/* --- selection -------------------------------------------------------------------------------- */
 
-static uint32_t group_of(const mr_engine *e, uint32_t head) {
-    const bool own = e->config->memory == MR_MEMORY_PKM || e->config->memory == MR_MEMORY_PLUS;
-    return own ? head : head / 2; /* two heads share a query in UltraMem */
+static void run_loop(void *engine, mr_team_task task, void *argument, uint32_t items,
+                     uint64_t amount) {
+    mr_engine_run(engine, task, argument, items, amount);
 }
 
-static uint32_t tile_tokens(const work *w) {
-    const uint32_t left = w->tokens - w->token_first;
-    return left < MR_SCORE_TILE ? left : MR_SCORE_TILE;
-}
-
-/* Items: the panels of both sides. */
-static void score_panels(void *context, uint32_t member, uint32_t first, uint32_t count) {
-    const work *w = context;
-    const mr_engine *e = w->e;
-    const uint32_t kdim = w->layer->key_dim, parts = w->weights->groups * 2;
-    const mr_packed *keys = w->weights->keys + 2ull * w->head;
-    const uint32_t panels = (keys->n + MR_PANEL - 1) / MR_PANEL;
-    (void)member;
-    for (uint32_t side = 0; side < 2; side++) {
-        const uint32_t from = first > side * panels ? first - side * panels : 0;
-        const uint32_t end = first + count;
-        const uint32_t to = end > (side + 1) * panels ? panels
-                            : end > side * panels     ? end - side * panels
-                                                      : 0;
-        if (from >= to) continue;
-        const float *query = e->m.query + (size_t)w->token_first * parts * kdim +
-                             (group_of(e, w->head) * 2ull + side) * kdim;
-        e->ops->gemm(e->m.key_score + (size_t)side * keys->n, 2ull * keys->n, query,
-                     (size_t)parts * kdim, tile_tokens(w), &keys[side], from, to - from);
-    }
-}
-
-/* Items: the tokens of the tile. */
-static void select_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
-    work *w = context;
+static mr_status select_all(const work *w, mr_err *err) {
     mr_engine *e = w->e;
-    const mr_memory_layer *l = w->layer;
-    const bool softmax = e->config->memory == MR_MEMORY_PKM || e->config->memory == MR_MEMORY_PLUS;
-    const uint32_t n = w->weights->keys[0].n;
-    for (uint32_t i = first; i < first + count; i++) {
-        const uint32_t t = w->token_first + i;
-        const size_t at = (size_t)t * l->entries + (size_t)w->head * l->knn;
-        const mr_product_key_query query = {.ops = e->ops,
-                                            .layer = l,
-                                            .weights = w->weights,
-                                            .head = w->head,
-                                            .row_score = e->m.key_score + 2ull * i * n,
-                                            .column_score = e->m.key_score + (2ull * i + 1) * n,
-                                            .scratch = e->m.scratch + member * e->m.scratch_bytes};
-        if (!mr_product_key_select(e->m.index + at, e->m.score + at, (size_t)w->tokens * l->entries,
-                                   softmax, &query))
-            atomic_store(&w->bad_token, t);
-    }
+    mr_key_search search = {.ops = e->ops,
+                            .keys = &w->weights->keys,
+                            .tokens = w->tokens,
+                            .query = e->m.query,
+                            .key_score = e->m.key_score,
+                            .scratch = e->m.scratch,
+                            .scratch_bytes = e->m.scratch_bytes,
+                            .index = e->m.index,
+                            .row = e->m.row,
+                            .slot = e->m.slot,
+                            .score = e->m.score,
+                            .run = run_loop,
+                            .run_context = e};
+    return mr_key_search_run(&search, err);
 }
 
-static void locate(void *context, uint32_t member, uint32_t first, uint32_t count) {
-    const work *w = context;
-    mr_memory_buffers *m = &w->e->m;
-    const mr_memory_layer *l = w->layer;
-    const uint64_t rows = mr_model_table(w->e->model, l->table)->rows;
-    (void)member;
-    for (size_t j = (size_t)first * l->entries; j < ((size_t)first + count) * l->entries; j++) {
-        if (l->shuffled) m->index[j] = w->weights->shuffle[m->index[j]];
-        const uint64_t slot = m->index[j] / l->reach_rows;
-        m->row[j] = (uint32_t)((m->index[j] % l->reach_rows + l->row_offset) % rows);
-        m->slot[j] = l->slots_out > 1 ? (uint8_t)slot : 0;
-    }
-}
-
-static mr_status select_all(work *w, mr_err *err) {
+static mr_status find_exponents(const work *w, mr_err *err) {
     mr_engine *e = w->e;
-    const uint32_t panels = (w->weights->keys[0].n + MR_PANEL - 1) / MR_PANEL;
-    atomic_store(&w->bad_token, UINT32_MAX);
-    for (w->token_first = 0; w->token_first < w->tokens; w->token_first += MR_SCORE_TILE)
-        for (w->head = 0; w->head < w->layer->heads; w->head++) {
-            mr_engine_run(e, score_panels, w, 2 * panels,
-                          2ull * tile_tokens(w) * w->weights->keys[0].n * w->layer->key_dim);
-            mr_team_run(e->team, select_tokens, w, tile_tokens(w));
-        }
-    if (atomic_load(&w->bad_token) != UINT32_MAX)
-        return mr_fail(err, MR_ERR_RANGE, "a product-key score is not a finite number");
-    mr_engine_run(e, locate, w, w->tokens, 32ull * w->tokens * w->layer->entries);
-    return MR_OK;
-}
-
-/* --- exponents -------------------------------------------------------------------------------- */
-
-static mr_status find_exponents(work *w, mr_err *err) {
-    mr_engine *e = w->e;
-    const mr_memory_layer *l = w->layer;
-    const mr_table_facts *facts = &e->manifest->tables[l->table];
-    const size_t all = (size_t)w->tokens * l->entries;
-    const double value_max = at_least_tiny(facts->value_max);
-    const double norm_max = at_least_tiny(facts->pre_norm_max);
-    for (uint32_t t = 0; t < w->tokens; t++) {
-        double largest = 0, gate = 1;
-        int exponent;
-        for (uint32_t m = 0; m < l->cores; m++) {
-            const float *score = e->m.score + m * all + (size_t)t * l->entries;
-            double sum = 0;
-            for (uint32_t j = 0; j < l->entries; j++) sum += fabs((double)score[j]);
-            if (!(sum <= largest)) largest = sum;
-        }
-        if (l->gated) {
-            const uint32_t width = mr_model_table(e->model, l->table)->pre_width;
-            const float *x = e->m.x + (size_t)t * width;
-            double square = 0;
-            for (uint32_t c = 0; c < width; c++) square += (double)x[c] * (double)x[c];
-            gate = sqrt(square) * norm_max;
-            if (!mr_exponent_of(&exponent, gate))
-                return mr_fail(err, MR_ERR_RANGE, "a gate bound of %g is out of range", gate);
-            e->m.dot_exponent[t] = (int16_t)exponent;
-        }
-        if (!mr_exponent_of(&exponent, largest * value_max * gate))
-            return mr_fail(err, MR_ERR_RANGE, "a sum bound of %g is out of range",
-                           largest * value_max * gate);
-        e->m.value_exponent[t] = (int16_t)exponent;
-    }
-    return MR_OK;
+    return mr_product_exponents(e->m.value_exponent, e->m.dot_exponent, w->layer,
+                                &e->manifest->tables[w->layer->table], e->m.score, w->tokens,
+                                e->m.x, mr_model_table(e->model, w->layer->table)->pre_width, err);
 }
 
 /* --- begin and finish ------------------------------------------------------------------------- */

@@ -3,7 +3,7 @@
 
 #include "common/base/mem.h"
 #include "common/ops/dense.h"
-#include "worker/pack.h"
+#include "common/model/pack.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -64,109 +64,6 @@ static mr_status open_block(mr_block_weights *b, const mr_model *model, uint32_t
     return mr_pack_rows(&b->ff_out, model, BLOCK("ff_out.weight"), 0, c->d_model, err);
 }
 
-/* Keys of one head and side as a matrix: output n * R + r, input i. */
-typedef struct {
-    const float *keys; /* [n][kdim][R] */
-    uint32_t kdim, rank;
-} key_source;
-
-static float key_at(const void *context, uint32_t output, uint32_t i) {
-    const key_source *s = context;
-    const uint32_t n = output / s->rank, r = output % s->rank;
-    return s->keys[((size_t)n * s->kdim + i) * s->rank + r];
-}
-
-/* keys_norm over kdim, for each (n, r) of one head and side. */
-static void normalise_keys(float *keys, const float *w, const mr_memory_layer *l,
-                           const mr_config *c) {
-    float column[1 << 16];
-    for (uint32_t n = 0; n < l->keys_per_side; n++)
-        for (uint32_t r = 0; r < l->rank; r++) {
-            float *at = keys + (size_t)n * l->key_dim * l->rank + r;
-            for (uint32_t i = 0; i < l->key_dim; i++) column[i] = at[(size_t)i * l->rank];
-            if (c->norm == MR_NORM_RMS)
-                mr_rms_norm(column, column, w, l->key_dim, c->norm_eps);
-            else
-                mr_layer_norm(column, column, w, l->key_dim, c->norm_eps);
-            for (uint32_t i = 0; i < l->key_dim; i++) at[(size_t)i * l->rank] = column[i];
-        }
-}
-
-static mr_status open_keys(mr_memory_weights *m, const mr_model *model, uint32_t layer,
-                           mr_err *err) {
-    const mr_config *c = mr_model_config(model);
-    const mr_memory_layer *l = mr_model_memory(model, layer);
-    const bool normalised =
-        c->memory == MR_MEMORY_ULTRAMEM_V1 || c->memory == MR_MEMORY_ULTRAMEM_V2;
-    const size_t side = (size_t)l->keys_per_side * l->key_dim * l->rank;
-    float *all, *norm = NULL;
-    TRY(mr_load_floats(&all, model, MEM("keys"), err));
-    mr_status status = MR_OK;
-    if (normalised) status = mr_load_floats(&norm, model, MEM("keys_norm.weight"), err);
-    m->keys = mr_alloc_array(2ull * l->heads, sizeof(*m->keys));
-    for (uint32_t i = 0; i < 2 * l->heads && status == MR_OK; i++) {
-        const key_source source = {all + i * side, l->key_dim, l->rank};
-        if (normalised) normalise_keys(all + i * side, norm, l, c);
-        status = mr_pack_floats(&m->keys[i], l->keys_per_side * l->rank, l->key_dim, key_at,
-                                &source, "product keys", err);
-    }
-    free(all);
-    free(norm);
-    return status;
-}
-
-static mr_status open_cores(mr_memory_weights *m, const mr_model *model, uint32_t layer,
-                            mr_err *err) {
-    const mr_memory_layer *l = mr_model_memory(model, layer);
-    const size_t core = (size_t)l->heads * l->rank * l->rank;
-    TRY(mr_load_floats(&m->u, model, MEM("tucker_core_u"), err));
-    TRY(mr_load_floats(&m->v, model, MEM("tucker_core_v"), err));
-    m->core = mr_alloc_array(l->cores * core, sizeof(float));
-    for (uint32_t i = 0; i < l->cores; i++) {
-        float *one;
-        TRY(mr_load_floats(&one, model,
-                           named("transformer.mem_blocks.%u.tucker_core.%u", layer, i).text, err));
-        memcpy(m->core + i * core, one, core * sizeof(float));
-        free(one);
-    }
-    return MR_OK;
-}
-
-/* I64 to u32, checked to be a permutation of [0, n). */
-static mr_status open_shuffle(mr_memory_weights *m, const mr_model *model, uint32_t layer,
-                              mr_err *err) {
-    const mr_tensor *t = mr_model_find(model, MEM("shuffle_index"));
-    const uint64_t n = t->shape[0];
-    mr_mapping map;
-    void *index, *seen = NULL;
-    mr_status status = mr_tensor_map(&map, model, t, 0, t->bytes, err);
-    if (status != MR_OK) return status;
-    status = mr_try_alloc(&index, (size_t)n, sizeof(uint32_t), "shuffle index", err);
-    m->shuffle = index;
-    if (status == MR_OK) status = mr_try_alloc(&seen, (size_t)n / 8 + 1, 1, "shuffle check", err);
-    for (uint64_t i = 0; i < n && status == MR_OK; i++) {
-        int64_t value;
-        memcpy(&value, map.data + 8 * i, sizeof(value));
-        if (value < 0 || (uint64_t)value >= n) {
-            status =
-                mr_fail(err, MR_ERR_FORMAT, "tensor %s: entry %llu is %lld, outside [0, %llu)",
-                        t->name, (unsigned long long)i, (long long)value, (unsigned long long)n);
-            break;
-        }
-        uint8_t *byte = (uint8_t *)seen + value / 8;
-        const uint8_t bit = (uint8_t)(1u << (value % 8));
-        if (*byte & bit)
-            status = mr_fail(err, MR_ERR_FORMAT,
-                             "tensor %s: %lld occurs twice; it must be a permutation", t->name,
-                             (long long)value);
-        *byte |= bit;
-        m->shuffle[i] = (uint32_t)value;
-    }
-    free(seen);
-    mr_mapping_close(&map);
-    return status;
-}
-
 static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32_t layer,
                              mr_err *err) {
     const mr_config *c = mr_model_config(model);
@@ -175,22 +72,19 @@ static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32
     const char *query = pkm ? "query_proj.query_mlps.0.weight" : "query_proj.weight";
     const name_text query_name = named("transformer.mem_blocks.%u.%s", layer, query);
     const mr_tensor *t = mr_model_find(model, query_name.text);
-    m->groups = (uint32_t)(t->shape[0] / (2ull * l->key_dim));
     TRY(mr_pack_rows(&m->query_proj, model, query_name.text, 0, (uint32_t)t->shape[0], err));
     if (pkm && c->mem_query_bias)
         TRY(mr_load_floats(&m->query_bias, model, MEM("query_proj.query_mlps.0.bias"), err));
     if (!pkm) TRY(mr_load_floats(&m->query_norm, model, MEM("query_norm.weight"), err));
-    TRY(open_keys(m, model, layer, err));
+    TRY(mr_product_keys_open(&m->keys, model, layer, err));
     if (pkm) return MR_OK;
     TRY(mr_pack_rows(&m->value_proj, model, MEM("values_proj.weight"), 0, c->d_model, err));
     if (c->memory == MR_MEMORY_PLUS)
         return mr_pack_rows(&m->silu_proj, model, MEM("swilu_projection.weight"), 0, c->mem_vdim,
                             err);
-    TRY(open_cores(m, model, layer, err));
-    if (l->gated)
-        TRY(mr_pack_rows(&m->pre_proj, model, MEM("pre_values_proj.weight"), 0, c->mem_pre_vdim,
-                         err));
-    return open_shuffle(m, model, layer, err);
+    if (!l->gated) return MR_OK;
+    return mr_pack_rows(&m->pre_proj, model, MEM("pre_values_proj.weight"), 0, c->mem_pre_vdim,
+                        err);
 }
 
 mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_progress progress,
@@ -240,19 +134,14 @@ static void close_block(mr_block_weights *b, uint32_t experts) {
     free(b->experts);
 }
 
-static void close_memory(mr_memory_weights *m, uint32_t heads) {
+static void close_memory(mr_memory_weights *m) {
     mr_packed_free(&m->query_proj);
-    for (uint32_t i = 0; m->keys && i < 2 * heads; i++) mr_packed_free(&m->keys[i]);
     mr_packed_free(&m->pre_proj);
     mr_packed_free(&m->value_proj);
     mr_packed_free(&m->silu_proj);
-    free(m->keys);
+    mr_product_keys_free(&m->keys);
     free(m->query_bias);
     free(m->query_norm);
-    free(m->core);
-    free(m->u);
-    free(m->v);
-    free(m->shuffle);
 }
 
 void mr_weights_close(mr_weights *weights, const mr_model *model) {
@@ -260,7 +149,7 @@ void mr_weights_close(mr_weights *weights, const mr_model *model) {
     for (uint32_t i = 0; weights->blocks && i < c->n_layers; i++)
         close_block(&weights->blocks[i], c->experts);
     for (uint32_t i = 0; weights->memories && i < c->memory_count; i++)
-        close_memory(&weights->memories[i], c->mem_head);
+        close_memory(&weights->memories[i]);
     mr_packed_free(&weights->head);
     free(weights->final_norm);
     free(weights->blocks);

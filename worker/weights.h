@@ -2,7 +2,7 @@
  * Immutable after open; shared by all threads. */
 #ifndef MR_WORKER_WEIGHTS_H
 #define MR_WORKER_WEIGHTS_H
-#include "common/model/manifest.h"
+#include "common/model/product_keys.h"
 #include "common/ops/ops.h"
 
 typedef struct {
@@ -19,17 +19,12 @@ typedef struct {
     mr_expert *experts;           /* moe: [experts] */
 } mr_block_weights;
 
-/* One memory layer. Keys are normalised where the official code normalises them, and lie as one
- * packed matrix per head and side: output n * R + r, input kdim. */
+/* One memory layer. */
 typedef struct {
     mr_packed query_proj;
-    float *query_bias;    /* pkm, else NULL */
-    float *query_norm;    /* [kdim] or NULL */
-    uint32_t groups;      /* query groups: the projection gives [groups][2][kdim] */
-    mr_packed *keys;      /* [heads][2] */
-    float *core;          /* [cores][heads][R][R] */
-    float *u, *v;         /* [heads][R] */
-    uint32_t *shuffle;    /* [n * n] or NULL */
+    float *query_bias; /* pkm, else NULL */
+    float *query_norm; /* [kdim] or NULL */
+    mr_product_keys keys;
     mr_packed pre_proj;   /* [pre_width][d]; empty where not gated */
     mr_packed value_proj; /* [d][slots_out * width]; empty for pkm */
     mr_packed silu_proj;  /* memory_plus: [width][d] */

@@ -1,5 +1,5 @@
 /* pack.c - see pack.h. */
-#include "worker/pack.h"
+#include "common/model/pack.h"
 
 #include "common/base/mem.h"
 

@@ -1,7 +1,7 @@
 /* pack.h - from tensors in files to what kernels read: packed panels and float vectors.
  * Tensor bytes are mapped for the copy only; storage types are kept (bf16 stays bf16). */
-#ifndef MR_WORKER_PACK_H
-#define MR_WORKER_PACK_H
+#ifndef MR_MODEL_PACK_H
+#define MR_MODEL_PACK_H
 #include "common/model/model.h"
 #include "common/ops/ops.h"
 

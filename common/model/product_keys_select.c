@@ -1,4 +1,4 @@
-/* select.c - product-key top-k: from key scores of both sides to the best pairs.
+/* product_keys_select.c - product-key top-k: from key scores of both sides to the best pairs.
  *
  * TDQKR (UltraMem, arXiv 2411.12364, section 3; docs/MODELS.md): each side's R scores are collapsed
  * by the rank-1 vectors u, v to pick knn rows and knn columns, then every pair of those is scored
@@ -8,8 +8,7 @@
  *
  * Ties go to the lower key index, then to the lower virtual index: candidates are sorted by index
  * before pairing, so that a pair's place grows with its virtual index. */
-#include "worker/engine_impl.h"
-
+#include "common/model/product_keys.h"
 #include "common/ops/dense.h"
 
 #include <math.h>
@@ -73,7 +72,7 @@ static void sort_ascending(uint32_t *x, uint32_t n) {
 /* knn best keys of one side, in ascending order of index. */
 static bool best_keys(uint32_t *out, const mr_product_key_query *q, const room *r,
                       const float *score, const float *direction) {
-    const mr_memory_layer *l = q->layer;
+    const mr_memory_layer *l = q->keys->layer;
     const float *collapsed = score;
     if (direction) {
         for (uint32_t n = 0; n < l->keys_per_side; n++) {
@@ -91,7 +90,7 @@ static bool best_keys(uint32_t *out, const mr_product_key_query *q, const room *
 
 /* parts[m][pair] and their sum, for the plain sum of both sides. */
 static void pair_sums(const mr_product_key_query *q, const room *r) {
-    const uint32_t knn = q->layer->knn;
+    const uint32_t knn = q->keys->layer->knn;
     for (uint32_t i = 0; i < knn; i++)
         for (uint32_t j = 0; j < knn; j++)
             r->sum[(size_t)i * knn + j] = q->row_score[r->rows[i]] + q->column_score[r->columns[j]];
@@ -100,11 +99,11 @@ static void pair_sums(const mr_product_key_query *q, const room *r) {
 
 /* S_m[i][j] = sum over r, t of s1[I_i][r] core_m[r][t] s2[J_j][t], the sum over r first. */
 static void pair_products(const mr_product_key_query *q, const room *r) {
-    const mr_memory_layer *l = q->layer;
+    const mr_memory_layer *l = q->keys->layer;
     const uint32_t knn = l->knn, rank = l->rank;
     const size_t pairs = (size_t)knn * knn, core_size = (size_t)rank * rank;
     for (uint32_t m = 0; m < l->cores; m++) {
-        const float *core = q->weights->core + ((size_t)m * l->heads + q->head) * core_size;
+        const float *core = q->keys->core + ((size_t)m * l->heads + q->head) * core_size;
         for (uint32_t i = 0; i < knn; i++)
             for (uint32_t t = 0; t < rank; t++) {
                 float sum = 0;
@@ -128,13 +127,13 @@ static void pair_products(const mr_product_key_query *q, const room *r) {
         }
 }
 
-bool mr_product_key_select(uint32_t *index, float *score, size_t core_stride, bool softmax,
+bool mr_product_key_select(uint32_t *index, float *score, size_t core_stride,
                            const mr_product_key_query *q) {
-    const mr_memory_layer *l = q->layer;
+    const mr_memory_layer *l = q->keys->layer;
     const uint32_t knn = l->knn;
     const size_t pairs = (size_t)knn * knn;
-    const float *u = q->weights->u ? q->weights->u + (size_t)q->head * l->rank : NULL;
-    const float *v = q->weights->v ? q->weights->v + (size_t)q->head * l->rank : NULL;
+    const float *u = q->keys->u ? q->keys->u + (size_t)q->head * l->rank : NULL;
+    const float *v = q->keys->v ? q->keys->v + (size_t)q->head * l->rank : NULL;
     room r = {0};
     lay_out(&r, l, q->scratch);
     if (!best_keys(r.rows, q, &r, q->row_score, u)) return false;
@@ -153,6 +152,6 @@ bool mr_product_key_select(uint32_t *index, float *score, size_t core_stride, bo
             score[m * core_stride + e] = part;
         }
     }
-    if (softmax) mr_softmax(score, knn);
+    if (q->keys->softmax) mr_softmax(score, knn);
     return true;
 }
