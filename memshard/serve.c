@@ -32,19 +32,18 @@ typedef struct {
     atomic_bool is_taken;
     void *memory;
     size_t bytes;
+    mr_fetch_scratch fetched[2]; /* values, pre-values */
 } scratch;
 
 struct mr_memshard {
     const mr_ops *ops;
     mr_team *team; /* borrowed; NULL: the calling thread alone */
-    mr_store_source source; /* with arrays of its own when made from a model */
+    mr_store_source source;
     mr_store store;
     uint64_t bytes;
     _Atomic int64_t quiet_until_ns; /* refusals are logged once a second at most */
     scratch scratches[SCRATCH_COUNT];
-    const mr_model *model;
-    const mr_memory_layer **layers; /* owned; NULL when the source is the caller's */
-    const mr_table_shape **tables;
+    mr_model_tables *tables; /* owned; NULL when the source is the caller's */
 };
 
 /* One request, resolved: everything points into the frame, the model or the store. */
@@ -54,6 +53,8 @@ typedef struct {
     const mr_table_shape *table;
     const mr_table_facts *facts;
     const mr_cell *cell;
+    mr_rows values, pre_values; /* to compute with, and ids into them: see mr_cell_fetch */
+    const uint32_t *value_row, *pre_row;
     uint32_t core_columns;
     uint32_t answer_bytes;
 } request;
@@ -203,13 +204,13 @@ static void pool_tokens(void *context, uint32_t member, uint32_t first, uint32_t
     const request *q = w->q;
     const mr_wire_retrieve *f = q->view.fixed;
     const uint32_t entry = entries_before(q, first), end = entries_before(q, first + count);
-    const size_t token_columns = (size_t)f->slots * q->cell->values.columns;
+    const size_t token_columns = (size_t)f->slots * q->values.columns;
     const mr_pool_args args = {
-        .rows = q->cell->values,
+        .rows = q->values,
         .tokens = count,
         .entries = end - entry,
         .count = q->view.count + first,
-        .row = q->view.row + entry,
+        .row = q->value_row + entry,
         .slot = q->view.slot ? q->view.slot + entry : NULL,
         .weight = w->values + entry,
         .weight_stride = f->entries,
@@ -230,11 +231,11 @@ static void dot_tokens(void *context, uint32_t member, uint32_t first, uint32_t 
     const request *q = w->q;
     const uint32_t entry = entries_before(q, first), end = entries_before(q, first + count);
     const mr_gate_args args = {
-        .rows = q->cell->pre_values,
+        .rows = q->pre_values,
         .tokens = count,
         .entries = end - entry,
         .count = q->view.count + first,
-        .row = q->view.row + entry,
+        .row = q->pre_row + entry,
         .x = w->values + (size_t)first * q->view.fixed->x_columns,
         .x_stride = q->view.fixed->x_columns,
     };
@@ -290,13 +291,13 @@ static mr_status gate(const mr_memshard *shard, const request *q, void *memory, 
 }
 
 static void gather(const request *q, uint8_t *out) {
-    const mr_rows *rows = &q->cell->values;
+    const mr_rows *rows = &q->values;
     const uint32_t element_bytes = mr_element_bytes(rows->element);
     const size_t bytes = (size_t)rows->columns * element_bytes;
     if (bytes == 0) return;
     for (uint32_t j = 0; j < q->view.fixed->entries; j++, out += bytes) {
         const size_t row =
-            (size_t)(q->view.row[j] - rows->row_first) * rows->stride * element_bytes;
+            (size_t)(q->value_row[j] - rows->row_first) * rows->stride * element_bytes;
         memcpy(out, (const uint8_t *)rows->data + row, bytes);
     }
 }
@@ -326,27 +327,54 @@ static void give_scratch(scratch *s) {
     if (s) atomic_store_explicit(&s->is_taken, false, memory_order_release);
 }
 
+/* Only a gate needs any. */
 static size_t scratch_bytes(const mr_wire_retrieve *f) {
+    if (f->mode != MR_RETRIEVE_GATED_POOL) return 0;
     return (size_t)f->entries * sizeof(int64_t) +
            ((size_t)f->tokens * f->x_columns + (size_t)f->cores * f->entries) * sizeof(float);
 }
 
 /* --- frames ----------------------------------------------------------------------------------- */
 
-/* Everything that may be refused is done before the answer is begun. */
-static mr_status answer(mr_memshard *shard, const request *q, mr_link *reply, const mr_frame *frame,
+/* The rows a request needs, from wherever its cell keeps them. */
+static mr_status fetch(request *q, scratch *room, mr_err *err) {
+    const mr_wire_retrieve *f = q->view.fixed;
+    const bool pre = f->mode == MR_RETRIEVE_GATED_POOL || f->mode == MR_RETRIEVE_DOT;
+    mr_status status = MR_OK;
+    if (pre)
+        status = mr_cell_fetch(q->cell, true, q->view.row, f->entries, &room->fetched[1],
+                               &q->pre_values, &q->pre_row, err);
+    if (status == MR_OK && f->mode != MR_RETRIEVE_DOT)
+        status = mr_cell_fetch(q->cell, false, q->view.row, f->entries, &room->fetched[0],
+                               &q->values, &q->value_row, err);
+    return status;
+}
+
+static void compute(const mr_memshard *shard, const request *q, const float *weight, void *out) {
+    if (q->view.fixed->mode == MR_RETRIEVE_GATHER)
+        gather(q, out);
+    else if (q->view.fixed->mode == MR_RETRIEVE_DOT)
+        dots(shard, q, q->view.x, out);
+    else
+        pool(shard, q, weight, out);
+}
+
+/* All that may be refused is done before the answer is begun, but for rows that went bad under the
+ * arithmetic: that answer is taken back. */
+static mr_status answer(mr_memshard *shard, request *q, mr_link *reply, const mr_frame *frame,
                         mr_err *err) {
     const mr_wire_retrieve *f = q->view.fixed;
     const float *weight = q->view.weight;
-    scratch *room = NULL;
-    mr_status status = MR_OK;
-    if (f->mode == MR_RETRIEVE_GATED_POOL) {
-        room = take_scratch(shard, scratch_bytes(f), err);
-        status = room ? gate(shard, q, room->memory, &weight, err) : MR_ERR_NOMEM;
-    } else if (f->mode == MR_RETRIEVE_POOL) {
-        status = check_sums(q, weight, err);
-    } else if (f->mode == MR_RETRIEVE_DOT) {
-        status = check_norms(q, q->view.x, err);
+    scratch *room = take_scratch(shard, scratch_bytes(f), err);
+    if (!room) return MR_ERR_NOMEM;
+    mr_status status = fetch(q, room, err);
+    if (status == MR_OK) {
+        if (f->mode == MR_RETRIEVE_GATED_POOL)
+            status = gate(shard, q, room->memory, &weight, err);
+        else if (f->mode == MR_RETRIEVE_POOL)
+            status = check_sums(q, weight, err);
+        else if (f->mode == MR_RETRIEVE_DOT)
+            status = check_norms(q, q->view.x, err);
     }
     if (status == MR_OK) {
         const mr_wire_header header = {.type = mr_retrieve_answer_type(f),
@@ -356,13 +384,12 @@ static mr_status answer(mr_memshard *shard, const request *q, mr_link *reply, co
         if (!out)
             status = mr_fail(err, MR_ERR_LIMIT, "too many answers wait on this link");
         else {
-            if (f->mode == MR_RETRIEVE_GATHER)
-                gather(q, out);
-            else if (f->mode == MR_RETRIEVE_DOT)
-                dots(shard, q, q->view.x, out);
+            compute(shard, q, weight, out);
+            status = mr_held_check(q->cell->held, err);
+            if (status == MR_OK)
+                mr_link_end(reply);
             else
-                pool(shard, q, weight, out);
-            mr_link_end(reply);
+                mr_link_abandon(reply);
         }
     }
     give_scratch(room);
@@ -406,39 +433,14 @@ void mr_memshard_handle(void *context, mr_link *reply, const mr_frame *frame) {
 
 /* --- open and close --------------------------------------------------------------------------- */
 
-static mr_status map_tensor(const void *context, mr_mapping *out, uint32_t table, bool pre_values,
-                            uint64_t first, uint64_t bytes, mr_err *err) {
-    const mr_table_shape *shape = mr_model_table(context, table);
-    return mr_tensor_map(out, context, pre_values ? shape->pre_values : shape->values, first, bytes,
-                         err);
-}
-
-/* The arrays of the source are owned by the caller: layers and tables. */
-static mr_store_source source_of(const mr_model *model, const mr_manifest *manifest,
-                                 const mr_memory_layer ***layers, const mr_table_shape ***tables) {
-    const uint32_t layer_count = mr_model_memory_count(model);
-    const uint32_t table_count = mr_model_table_count(model);
-    *layers = mr_alloc_array(layer_count, sizeof(**layers));
-    *tables = mr_alloc_array(table_count, sizeof(**tables));
-    for (uint32_t i = 0; i < layer_count; i++) (*layers)[i] = mr_model_memory(model, i);
-    for (uint32_t i = 0; i < table_count; i++) (*tables)[i] = mr_model_table(model, i);
-    return (mr_store_source){.layers = *layers,
-                             .tables = *tables,
-                             .facts = manifest->tables,
-                             .layer_count = layer_count,
-                             .table_count = table_count,
-                             .map = map_tensor,
-                             .context = model};
-}
-
 mr_status mr_memshard_plan(mr_store_plan *out, const mr_model *model, const mr_manifest *manifest,
                            mr_grid grid, uint32_t shard_index, uint32_t shard_count, mr_err *err) {
-    const mr_memory_layer **layers;
-    const mr_table_shape **tables;
-    const mr_store_source source = source_of(model, manifest, &layers, &tables);
-    const mr_status status = mr_store_plan_of(out, &source, grid, shard_index, shard_count, err);
-    free(layers);
-    free(tables);
+    mr_model_tables *tables;
+    mr_status status = mr_model_tables_open(&tables, model, manifest, err);
+    if (status != MR_OK) return status;
+    status =
+        mr_store_plan_of(out, mr_model_tables_source(tables), grid, shard_index, shard_count, err);
+    mr_model_tables_close(tables);
     return status;
 }
 
@@ -453,7 +455,8 @@ mr_status mr_memshard_open_source(mr_memshard **out, const mr_store_source *sour
     shard->ops = ops ? ops : mr_ops_find(NULL);
     shard->source = *source;
     shard->bytes = plan.mapped_bytes + plan.kept_bytes;
-    status = mr_store_init(&shard->store, source, grid, shard_index, shard_count, err);
+    status =
+        mr_store_init(&shard->store, &shard->source, grid, shard_index, shard_count, NULL, err);
     if (status != MR_OK) {
         free(shard);
         return status;
@@ -465,23 +468,17 @@ mr_status mr_memshard_open_source(mr_memshard **out, const mr_store_source *sour
 mr_status mr_memshard_open(mr_memshard **out, const mr_model *model, const mr_manifest *manifest,
                            const mr_ops *ops, mr_grid grid, uint32_t shard_index,
                            uint32_t shard_count, mr_err *err) {
-    const mr_memory_layer **layers;
-    const mr_table_shape **tables;
+    mr_model_tables *tables;
     *out = NULL;
-    if (manifest->table_count != mr_model_table_count(model))
-        return mr_fail(err, MR_ERR_MISMATCH, "the manifest has %u tables and the model %u",
-                       manifest->table_count, mr_model_table_count(model));
-    const mr_store_source source = source_of(model, manifest, &layers, &tables);
-    const mr_status status =
-        mr_memshard_open_source(out, &source, ops, grid, shard_index, shard_count, err);
-    if (status != MR_OK) {
-        free(layers);
-        free(tables);
-        return status;
-    }
-    (*out)->layers = layers;
-    (*out)->tables = tables;
-    return MR_OK;
+    mr_status status = mr_model_tables_open(&tables, model, manifest, err);
+    if (status != MR_OK) return status;
+    status = mr_memshard_open_source(out, mr_model_tables_source(tables), ops, grid, shard_index,
+                                     shard_count, err);
+    if (status != MR_OK)
+        mr_model_tables_close(tables);
+    else
+        (*out)->tables = tables;
+    return status;
 }
 
 void mr_memshard_close(mr_memshard *shard) {
@@ -489,14 +486,17 @@ void mr_memshard_close(mr_memshard *shard) {
     for (uint32_t i = 0; i < SCRATCH_COUNT; i++) {
         assert(!atomic_load(&shard->scratches[i].is_taken));
         free(shard->scratches[i].memory);
+        for (int side = 0; side < 2; side++)
+            mr_fetch_scratch_free(&shard->scratches[i].fetched[side]);
     }
     mr_store_free(&shard->store);
-    free(shard->layers);
-    free(shard->tables);
+    mr_model_tables_close(shard->tables);
     free(shard);
 }
 
-void mr_memshard_set_team(mr_memshard *shard, mr_team *team) { shard->team = team; }
+void mr_memshard_set_team(mr_memshard *shard, mr_team *team) {
+    shard->team = team;
+}
 
 uint64_t mr_memshard_bytes(const mr_memshard *shard) {
     return shard->bytes;

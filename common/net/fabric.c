@@ -143,6 +143,11 @@ void *mr_link_begin(mr_link *link, const mr_wire_header *header, uint32_t payloa
     return out->data + link->begun_at + HEADER_BYTES;
 }
 
+void mr_link_abandon(mr_link *link) {
+    assert(link->is_begun);
+    link->is_begun = false;
+}
+
 void mr_link_end(mr_link *link) {
     mr_queue *out = &link->out;
     assert(link->is_begun);

@@ -43,6 +43,7 @@ void mr_link_close(mr_link *link); /* NULL is fine */
  * request, epoch, budget_us and status; the rest is filled in here. */
 void *mr_link_begin(mr_link *link, const mr_wire_header *header, uint32_t payload_bytes);
 void mr_link_end(mr_link *link);
+void mr_link_abandon(mr_link *link); /* instead of end: as if it had never been begun */
 mr_status mr_link_flush(mr_link *link, mr_err *err); /* MR_ERR_AGAIN: some is left to write */
 
 /* MR_ERR_AGAIN: no whole frame yet (bytes that came since the last read may be seen by the next
