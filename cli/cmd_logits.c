@@ -16,7 +16,7 @@
 
 typedef struct {
     const char *input, *output, *connect, *batch_with, *grid, *isa;
-    int64_t threads, prefill_chunk, decode_from;
+    int64_t threads, prefill_chunk, decode_from, stages;
     bool trace;
 } arguments;
 
@@ -207,7 +207,12 @@ static bool build_step(job *j, uint32_t end, mr_step *step) {
         for (uint32_t i = 0; i < own_blocks; i++) j->step_blocks[blocks++] = base + i;
         j->positions[s] += count;
     }
-    *step = (mr_step){sequences, tokens, blocks, j->step_sequences, j->step_tokens, j->step_blocks};
+    *step = (mr_step){.sequence_count = sequences,
+                      .token_count = tokens,
+                      .block_count = blocks,
+                      .sequences = j->step_sequences,
+                      .tokens = j->step_tokens,
+                      .blocks = j->step_blocks};
     return tokens > 0;
 }
 
@@ -236,7 +241,7 @@ static mr_status run_all(job *j, mr_err *err) {
         mr_step step;
         const uint32_t end = group_end(j, j->first, &unused);
         while (build_step(j, end, &step)) {
-            const mr_status status = mr_engine_step(j->cluster.engine, &step, &sink, NULL, err);
+            const mr_status status = mr_embedded_step(&j->cluster, &step, &sink, err);
             if (status != MR_OK) return status;
             if (j->status != MR_OK) return mr_fail(err, j->status, "%s", j->err.text);
             done += step.token_count;
@@ -273,6 +278,7 @@ static mr_status open_all(job *j, const char *model, mr_err *err) {
                                          .kv_blocks = largest,
                                          .step_tokens_max = STEP_TOKENS,
                                          .step_sequences_max = STEP_SEQUENCES,
+                                         .stages = (uint32_t)j->a->stages,
                                          .two_trips = j->a->trace};
     status = mr_embedded_open(&j->cluster, &options, err);
     if (status != MR_OK) return status;
@@ -304,7 +310,8 @@ static mr_status compute_here(const arguments *a, const char *model, mr_err *err
     job j = {.a = a};
     mr_status status = open_all(&j, model, err);
     const mr_trace trace = {.memory = on_memory, .moe = on_moe, .context = &j};
-    if (status == MR_OK && a->trace) mr_engine_set_trace(j.cluster.engine, &trace);
+    for (uint32_t i = 0; status == MR_OK && a->trace && i < j.cluster.stages; i++)
+        mr_engine_set_trace(j.cluster.engines[i], &trace);
     if (status == MR_OK) status = run_all(&j, err);
     if (status == MR_OK) status = mr_writer_finish(j.writer, err);
     close_all(&j);
@@ -313,11 +320,10 @@ static mr_status compute_here(const arguments *a, const char *model, mr_err *err
 
 static mr_status compute_there(const arguments *a, mr_err *err) {
     mr_id_matrix ids, beside = {0};
-    if (a->trace || a->grid || a->isa || a->threads)
+    if (a->trace || a->grid || a->isa || a->threads || a->stages)
         return mr_fail(err, MR_ERR_ARGUMENT,
-                       "--trace, --table-grid, --isa and --threads are choices of the process that "
-                       "computes; with "
-                       "--connect give them to the cluster");
+                       "--trace, --table-grid, --stages, --isa and --threads are choices of the "
+                       "process that computes; with --connect give them to the cluster");
     mr_status status = mr_ids_read(&ids, a->input, 0, MR_MAX_CONTEXT, err);
     if (status == MR_OK && a->batch_with)
         status = mr_ids_read(&beside, a->batch_with, 0, MR_MAX_CONTEXT, err);
@@ -350,6 +356,8 @@ int mr_cmd_logits(int argc, char **argv) {
          "run these input_ids in the same steps, drop their logits"},
         {"table-grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW",
          "cut tables into G row groups x W width slices (default 1x1)"},
+        {"stages", 0, MR_OPT_INT, &a.stages, 1, MR_MAX_STAGES, "N",
+         "cut the model into N pipeline stages, as workers do (default 1)"},
         {"connect", 0, MR_OPT_TEXT, &a.connect, 0, 0, "ADDR",
          "ask a running cluster at host:port instead of loading MODEL"},
         {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME",

@@ -3,8 +3,11 @@
 
 #include "cli/cli.h"
 #include "common/base/log.h"
+#include "common/base/mem.h"
+#include "worker/stage.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -40,25 +43,40 @@ static mr_status check_memory(const mr_engine_options *options, bool quiet, mr_e
     return MR_OK;
 }
 
-static mr_status open_engine(mr_embedded *out, const mr_embedded_options *o,
-                             mr_engine_options *engine, mr_err *err) {
+static mr_status open_stage(mr_embedded *out, const mr_embedded_options *o,
+                            mr_engine_options *engine, mr_err *err) {
+    mr_block_range blocks;
     mr_link *link = NULL;
-    mr_status status = check_memory(engine, o->quiet, err);
+    mr_status status = mr_stage_range(&blocks, out->model, engine, err);
+    if (status == MR_OK) status = check_memory(engine, o->quiet, err);
     if (status != MR_OK) return status;
-    if (mr_model_memory_count(out->model) > 0) {
-        status = mr_memshard_open(&out->shard, out->model, &out->manifest, engine->ops,
-                                  engine->grid, 0, 1, err);
-        if (status != MR_OK) return status;
+    engine->shard_count = 0;
+    if (mr_stage_reads_memory(out->model, blocks)) {
         link = mr_link_loop(mr_memshard_handle, out->shard, "memshard in this process");
         engine->shards = &link;
         engine->shard_count = 1;
     }
-    status = mr_engine_open(&out->engine, engine, err);
-    if (status != MR_OK)
-        mr_link_close(link);
-    else if (out->shard)
-        mr_memshard_set_team(out->shard, mr_engine_team(out->engine));
+    status = mr_engine_open(&out->engines[engine->stage], engine, err);
+    if (status != MR_OK) mr_link_close(link);
     return status;
+}
+
+static mr_status open_engines(mr_embedded *out, const mr_embedded_options *o,
+                              mr_engine_options *engine, mr_err *err) {
+    mr_status status = MR_OK;
+    if (mr_model_memory_count(out->model) > 0)
+        status = mr_memshard_open(&out->shard, out->model, &out->manifest, engine->ops,
+                                  engine->grid, 0, 1, err);
+    out->stages = engine->stages = o->stages ? o->stages : 1;
+    out->engines = mr_alloc_array(out->stages, sizeof(mr_engine *));
+    for (uint32_t i = 0; i < out->stages && status == MR_OK; i++) {
+        engine->stage = i;
+        status = open_stage(out, o, engine, err);
+    }
+    if (status != MR_OK) return status;
+    out->engine = out->engines[0];
+    if (out->shard) mr_memshard_set_team(out->shard, mr_engine_team(out->engine));
+    return MR_OK;
 }
 
 mr_status mr_embedded_open(mr_embedded *out, const mr_embedded_options *o, mr_err *err) {
@@ -78,15 +96,21 @@ mr_status mr_embedded_open(mr_embedded *out, const mr_embedded_options *o, mr_er
                                   NULL, err);
     engine.model = out->model;
     engine.manifest = &out->manifest;
-    if (status == MR_OK) status = open_engine(out, o, &engine, err);
+    if (status == MR_OK) status = open_engines(out, o, &engine, err);
     if (status != MR_OK) mr_embedded_close(out);
     return status;
 }
 
 void mr_embedded_close(mr_embedded *embedded) {
-    mr_engine_close(embedded->engine);
+    for (uint32_t i = 0; i < embedded->stages; i++) mr_engine_close(embedded->engines[i]);
+    free(embedded->engines);
     mr_memshard_close(embedded->shard);
     mr_manifest_free(&embedded->manifest);
     mr_model_close(embedded->model);
     *embedded = (mr_embedded){0};
+}
+
+mr_status mr_embedded_step(mr_embedded *embedded, const mr_step *step, const mr_step_sink *sink,
+                           mr_err *err) {
+    return mr_stages_step(embedded->engines, embedded->stages, step, sink, NULL, err);
 }

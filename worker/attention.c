@@ -24,8 +24,8 @@ typedef struct {
 static float *cache_at(const mr_engine *e, uint32_t layer, uint32_t which, uint32_t kv_block,
                        uint32_t head) {
     const mr_config *c = e->config;
-    const size_t block =
-        (((size_t)layer * 2 + which) * e->kv_blocks + kv_block) * c->n_kv_heads + head;
+    const size_t place = ((size_t)(layer - e->blocks.first) * 2 + which) * e->kv_blocks + kv_block;
+    const size_t block = place * c->n_kv_heads + head;
     return e->kv + block * MR_KV_BLOCK_TOKENS * c->head_dim;
 }
 

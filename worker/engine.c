@@ -3,7 +3,9 @@
 
 #include "common/base/mem.h"
 #include "common/ops/dense.h"
+#include "worker/stage.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -42,10 +44,11 @@ static void want_step(buffers *b, mr_engine *e) {
     WANT(e->b.position, t);
     WANT(e->b.sequence, t);
     WANT(e->b.block_first, e->step_sequences_max);
-    WANT(e->b.logits, (uint64_t)MR_LOGIT_ROWS * c->head_rows);
-    WANT(e->b.logit_x, MR_LOGIT_ROWS * d);
-    WANT(e->b.select_scratch, (c->head_rows > c->experts ? c->head_rows : c->experts) + 32ull);
-    WANT(e->b.candidates, c->head_rows);
+    const uint32_t head_rows = e->has_head ? c->head_rows : 0;
+    WANT(e->b.logits, (uint64_t)MR_LOGIT_ROWS * head_rows);
+    if (e->has_head) WANT(e->b.logit_x, MR_LOGIT_ROWS * d);
+    WANT(e->b.select_scratch, (head_rows > c->experts ? head_rows : c->experts) + 32ull);
+    WANT(e->b.candidates, head_rows);
     WANT(e->rope_frequency, c->head_dim / 2);
     if (!c->moe) {
         WANT(e->b.ffn, t * c->mlp_hidden);
@@ -71,11 +74,13 @@ typedef struct {
     do {                                                                                           \
         if ((uint64_t)(value) > needs.field) needs.field = (uint64_t)(value);                      \
     } while (0)
-static memory_needs needs_of(const mr_model *model) {
+static memory_needs needs_of(const mr_engine *e) {
+    const mr_model *model = e->model;
     const mr_config *c = mr_model_config(model);
     memory_needs needs = {0};
     for (uint32_t i = 0; i < mr_model_memory_count(model); i++) {
         const mr_memory_layer *l = mr_model_memory(model, i);
+        if (!mr_range_has(e->blocks, l->source)) continue;
         const mr_table_shape *t = mr_model_table(model, l->table);
         const bool own = c->memory == MR_MEMORY_PKM || c->memory == MR_MEMORY_PLUS;
         GROW(entries, l->entries);
@@ -91,7 +96,7 @@ static memory_needs needs_of(const mr_model *model) {
 }
 
 static void want_memory(buffers *b, mr_engine *e) {
-    const memory_needs needs = needs_of(e->model);
+    const memory_needs needs = needs_of(e);
     const uint64_t t = e->step_tokens_max, d = e->config->d_model;
     e->m.scratch_bytes = (size_t)needs.scratch;
     WANT(e->m.index, t * needs.entries);
@@ -113,13 +118,13 @@ static void want_memory(buffers *b, mr_engine *e) {
 
 static uint64_t kv_floats(const mr_engine *e) {
     const mr_config *c = e->config;
-    return 2ull * c->n_layers * e->kv_blocks * c->n_kv_heads * MR_KV_BLOCK_TOKENS * c->head_dim;
+    return 2ull * e->blocks.count * e->kv_blocks * c->n_kv_heads * MR_KV_BLOCK_TOKENS * c->head_dim;
 }
 
 static mr_status allocate(mr_engine *e, mr_err *err) {
     buffers all = {.used = 0};
     want_step(&all, e);
-    if (mr_model_memory_count(e->model) > 0) want_memory(&all, e);
+    if (e->has_memory) want_memory(&all, e);
     for (uint32_t i = 0; i < all.used; i++) {
         const buffer *b = &all.list[i];
         void *memory;
@@ -139,7 +144,7 @@ static mr_status allocate(mr_engine *e, mr_err *err) {
 static void release(mr_engine *e) {
     buffers all = {.used = 0};
     want_step(&all, e);
-    if (mr_model_memory_count(e->model) > 0) want_memory(&all, e);
+    if (e->has_memory) want_memory(&all, e);
     for (uint32_t i = 0; i < all.used; i++) {
         void *memory;
         memcpy(&memory, all.list[i].at, sizeof(memory));
@@ -148,26 +153,9 @@ static void release(mr_engine *e) {
     free(e->kv);
 }
 
-/* Which memory layers reach the residual stream: one pending slot, overwritten by a new reading
- * even when the old one is due at that very block. */
-static void schedule_memory(mr_engine *e) {
-    const uint32_t blocks = e->config->n_layers;
-    int32_t slot = -1;
-    e->memory_added = mr_alloc_array(mr_model_memory_count(e->model), sizeof(bool));
-    e->memory_at = mr_alloc_array(blocks, sizeof(int32_t));
-    for (uint32_t b = 0; b < blocks; b++) {
-        e->memory_at[b] = -1;
-        for (uint32_t i = 0; i < mr_model_memory_count(e->model); i++)
-            if (mr_model_memory(e->model, i)->source == b) e->memory_at[b] = (int32_t)i;
-        if (e->memory_at[b] >= 0) slot = e->memory_at[b];
-        if (slot >= 0 && mr_model_memory(e->model, (uint32_t)slot)->destination == b)
-            e->memory_added[slot] = true;
-    }
-}
-
 static mr_status open_retrieval(mr_engine *e, const mr_engine_options *o, mr_err *err) {
-    const memory_needs needs = needs_of(e->model);
-    if (mr_model_memory_count(e->model) == 0) return MR_OK;
+    const memory_needs needs = needs_of(e);
+    if (!e->has_memory) return MR_OK;
     if (o->shard_count == 0)
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "the model has memory layers and no memshard was given");
@@ -186,14 +174,35 @@ static mr_status open_retrieval(mr_engine *e, const mr_engine_options *o, mr_err
     return mr_retrieval_open(&e->retrieval, &options, err);
 }
 
-/* Sixteen full contexts, but no more than a GiB of them, and never less than one. */
-static uint32_t default_kv_blocks(const mr_config *c) {
+/* Sixteen full contexts, but no more than a GiB of them, and never less than one. All stages of a
+ * pipeline need the same number, whatever blocks they have. */
+static uint32_t default_kv_blocks(const mr_config *c, uint32_t stages) {
+    const uint64_t layers = (c->n_layers + stages - 1ull) / stages;
     const uint64_t block_bytes =
-        2ull * c->n_layers * c->n_kv_heads * c->head_dim * MR_KV_BLOCK_TOKENS * sizeof(float);
+        2ull * layers * c->n_kv_heads * c->head_dim * MR_KV_BLOCK_TOKENS * sizeof(float);
     const uint64_t context = (c->context_tokens + MR_KV_BLOCK_TOKENS - 1ull) / MR_KV_BLOCK_TOKENS;
     const uint64_t affordable = MR_GIB / block_bytes;
     const uint64_t blocks = 16 * context < affordable ? 16 * context : affordable;
     return (uint32_t)(blocks > context ? blocks : context);
+}
+
+static mr_status resolve_part(mr_engine *e, const mr_engine_options *o, mr_err *err) {
+    const uint32_t stages = o->stages ? o->stages : 1;
+    const mr_status status = mr_stage_range(&e->blocks, e->model, o, err);
+    if (status != MR_OK) return status;
+    const uint32_t end = e->blocks.first + e->blocks.count;
+    e->has_head = end == e->config->n_layers;
+    e->has_memory = mr_stage_reads_memory(e->model, e->blocks);
+    e->kv_blocks = o->kv_blocks ? o->kv_blocks : default_kv_blocks(e->config, stages);
+    e->part = (mr_engine_part){.stage = o->stage,
+                               .stages = stages,
+                               .blocks = e->blocks,
+                               .columns = e->config->d_model,
+                               .pending_in = mr_stage_pending(e->model, e->blocks.first),
+                               .pending_out = mr_stage_pending(e->model, end),
+                               .memory_count = mr_model_memory_count(e->model),
+                               .step_tokens_max = e->step_tokens_max};
+    return MR_OK;
 }
 
 /* What the options leave open, and the sizes that follow; opens nothing. */
@@ -209,8 +218,15 @@ static mr_status resolve(mr_engine *e, const mr_engine_options *o, mr_err *err) 
         return mr_fail(err, MR_ERR_LIMIT, "steps of %u tokens and %u sequences; at most %d and %d",
                        e->step_tokens_max, e->step_sequences_max, MR_MAX_STEP_TOKENS,
                        MR_MAX_STEP_SEQUENCES);
-    e->kv_blocks = o->kv_blocks ? o->kv_blocks : default_kv_blocks(e->config);
-    return MR_OK;
+    return resolve_part(e, o, err);
+}
+
+static bool reads_table(const mr_engine *e, uint32_t table) {
+    for (uint32_t i = 0; i < mr_model_memory_count(e->model); i++) {
+        const mr_memory_layer *l = mr_model_memory(e->model, i);
+        if (l->table == table && mr_range_has(e->blocks, l->source)) return true;
+    }
+    return false;
 }
 
 mr_status mr_engine_plan(mr_engine_memory *out, const mr_engine_options *options, mr_err *err) {
@@ -221,17 +237,18 @@ mr_status mr_engine_plan(mr_engine_memory *out, const mr_engine_options *options
     if (status != MR_OK) return status;
     buffers all = {.used = 0};
     want_step(&all, &e);
-    if (mr_model_memory_count(e.model) > 0) want_memory(&all, &e);
+    if (e.has_memory) want_memory(&all, &e);
     for (uint32_t i = 0; i < all.used; i++)
         out->buffer_bytes += all.list[i].count * all.list[i].bytes;
     mr_team_close(e.team);
-    const memory_needs needs = needs_of(e.model);
+    const memory_needs needs = needs_of(&e);
     out->buffer_bytes += e.step_tokens_max * (needs.slots_width * sizeof(int64_t) +
                                               needs.entries * (sizeof(int64_t) + 4 * needs.cores));
     out->kv_bytes = kv_floats(&e) * sizeof(float);
-    mr_weights_plan(&out->weight_bytes, &out->index_bytes, e.model);
+    mr_weights_plan(&out->weight_bytes, &out->index_bytes, e.model, e.blocks);
     for (uint32_t i = 0; i < mr_model_table_count(e.model); i++) {
         const mr_table_shape *t = mr_model_table(e.model, i);
+        if (!reads_table(&e, i)) continue;
         out->table_bytes += t->values->bytes + (t->pre_values ? t->pre_values->bytes : 0);
     }
     return MR_OK;
@@ -243,14 +260,24 @@ mr_status mr_engine_open(mr_engine **out, const mr_engine_options *options, mr_e
     mr_status status = resolve(e, options, err);
     if (status == MR_OK) status = mr_team_open(&e->team, options->threads, err);
     if (status == MR_OK) status = allocate(e, err);
-    if (status == MR_OK) status = mr_weights_open(&e->weights, e->model, NULL, NULL, err);
+    if (status == MR_OK)
+        status = mr_weights_open(&e->weights, e->model, e->blocks, NULL, NULL, err);
     if (status == MR_OK) status = open_retrieval(e, options, err);
     if (status != MR_OK) {
         mr_engine_close(e);
         return status;
     }
+    if (!e->retrieval) /* taken over all the same */
+        for (uint32_t i = 0; i < options->shard_count; i++) mr_link_close(options->shards[i]);
     mr_rope_frequencies(e->rope_frequency, e->config->head_dim, e->config->rope_theta);
-    schedule_memory(e);
+    e->memory_at = mr_alloc_array(e->config->n_layers, sizeof(int32_t));
+    e->memory_added = mr_alloc_array(e->part.memory_count + 1ull, sizeof(bool));
+    e->wait_ns = mr_alloc_array(e->part.memory_count + 1ull, sizeof(uint64_t));
+    mr_stage_schedule(e->memory_at, e->memory_added, e->model);
+    e->account.more.layers = e->part.memory_count;
+    e->account.wait_ns = e->wait_ns;
+    snprintf(e->numeric_class, sizeof(e->numeric_class), "%s/%s", e->ops->name,
+             e->weights.blocks[e->blocks.first].att_proj.element == MR_BF16 ? "bf16" : "f32");
     *out = e;
     return MR_OK;
 }
@@ -265,6 +292,7 @@ void mr_engine_close(mr_engine *engine) {
     }
     free(engine->memory_added);
     free(engine->memory_at);
+    free(engine->wait_ns);
     free(engine);
 }
 
@@ -276,6 +304,26 @@ void mr_engine_info(const mr_engine *engine, mr_wire_worker_info *out) {
                                  .kv_block_tokens = MR_KV_BLOCK_TOKENS,
                                  .step_tokens_max = engine->step_tokens_max,
                                  .step_sequences_max = engine->step_sequences_max};
+    if (engine->part.stages > 1) {
+        out->stage = (uint16_t)engine->part.stage;
+        out->stages = (uint16_t)engine->part.stages;
+    }
+}
+
+const mr_engine_part *mr_engine_get_part(const mr_engine *engine) {
+    return &engine->part;
+}
+
+const char *mr_engine_numeric_class(const mr_engine *engine) {
+    return engine->numeric_class;
+}
+
+const mr_engine_account *mr_engine_last(const mr_engine *engine) {
+    return &engine->account;
+}
+
+mr_engine_output mr_engine_hidden(const mr_engine *engine) {
+    return engine->output;
 }
 
 void mr_engine_set_trace(mr_engine *engine, const mr_trace *trace) {

@@ -62,12 +62,20 @@ struct mr_engine {
     bool two_trips;
     uint32_t step_tokens_max, step_sequences_max;
     uint32_t kv_blocks;
-    float *kv;             /* [n_layers][2][kv_blocks][n_kv_heads][MR_KV_BLOCK_TOKENS][head_dim] */
+    mr_engine_part part;
+    mr_block_range blocks; /* part.blocks */
+    bool has_head;         /* the last stage */
+    bool has_memory;       /* some memory layer is read here */
+    char numeric_class[32];
+    float *kv; /* [blocks.count][2][kv_blocks][n_kv_heads][MR_KV_BLOCK_TOKENS][head_dim] */
     float *rope_frequency; /* [head_dim / 2] */
     bool *memory_added;    /* [memory_count] its output reaches the residual stream */
     int32_t *memory_at;    /* [n_layers] memory layer that reads at this block, or -1 */
     mr_step_buffers b;
     mr_memory_buffers m;
+    mr_engine_output output;
+    mr_engine_account account;
+    uint64_t *wait_ns; /* [memory_count] of the step under way */
     const mr_trace *trace;
 };
 

@@ -116,6 +116,11 @@ static mr_status check_step(const mr_engine *e, const mr_step *step, mr_err *err
         if (step->blocks[i] >= e->kv_blocks)
             return mr_fail(err, MR_ERR_RANGE, "KV block %u; there are %u", step->blocks[i],
                            e->kv_blocks);
+    if (!step->hidden != (e->part.stage == 0) || !step->pending != (e->part.pending_in < 0))
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "stage %u of %u starts from %s hidden states and %s memory output",
+                       e->part.stage, e->part.stages, e->part.stage > 0 ? "" : "no",
+                       e->part.pending_in >= 0 ? "a" : "no");
     return MR_OK;
 }
 
@@ -133,6 +138,7 @@ static void place_tokens(mr_engine *e, const mr_step *step) {
     }
 }
 
+/* What a step starts from: rows of the embedding, or what the stage before gave. */
 static void embed_rows(void *context, uint32_t member, uint32_t first, uint32_t count) {
     const rows_work *w = context;
     mr_engine *e = w->e;
@@ -140,9 +146,12 @@ static void embed_rows(void *context, uint32_t member, uint32_t first, uint32_t 
     (void)member;
     for (size_t t = first; t < (size_t)first + count; t++) {
         const uint64_t row = (uint64_t)w->step->tokens[t] * d;
-        for (uint32_t i = 0; i < d; i++)
-            e->b.x[t * d + i] =
-                mr_element_at(e->weights.embedding.data, e->weights.embedding_element, row + i);
+        if (w->step->hidden)
+            memcpy(e->b.x + t * d, w->step->hidden + t * d, d * sizeof(float));
+        else
+            for (uint32_t i = 0; i < d; i++)
+                e->b.x[t * d + i] =
+                    mr_element_at(e->weights.embedding.data, e->weights.embedding_element, row + i);
         mr_rope_angles(e->b.cosine + t * half, e->b.sine + t * half, e->rope_frequency, half,
                        e->b.position[t]);
     }
@@ -178,10 +187,23 @@ static mr_status feed_forward(mr_engine *e, uint32_t block, uint32_t tokens, mr_
     return MR_OK;
 }
 
-/* The memory layer under way, or -1: at most one, as in the official code (docs/MODELS.md). */
+/* The memory layer under way, or -1: at most one, as in the official code (docs/MODELS.md). output
+ * is there when the stage before finished it. */
 typedef struct {
     int32_t layer;
+    const float *output;
 } pending_memory;
+
+/* Ends the retrieval under way; what it waited and met goes to the step's account. */
+static mr_status finish_memory(mr_engine *e, uint32_t layer, uint32_t tokens, mr_err *err) {
+    const mr_status status = mr_memory_finish(e, layer, tokens, err);
+    const mr_retrieval_stats stats = mr_retrieval_take_stats(e->retrieval);
+    e->wait_ns[layer] += stats.wait_ns;
+    e->account.done.retrieval_wait_ns += stats.wait_ns;
+    e->account.done.retrieval_bytes_up += stats.bytes_up;
+    e->account.done.retrieval_bytes_down += stats.bytes_down;
+    return status;
+}
 
 static mr_status read_memory(mr_engine *e, pending_memory *p, uint32_t block, uint32_t tokens,
                              mr_err *err) {
@@ -194,17 +216,32 @@ static mr_status read_memory(mr_engine *e, pending_memory *p, uint32_t block, ui
         return MR_OK;
     }
     /* traced only: nobody adds it later */
-    return mr_memory_finish(e, (uint32_t)layer, tokens, err);
+    return finish_memory(e, (uint32_t)layer, tokens, err);
 }
 
 static mr_status add_memory(mr_engine *e, pending_memory *p, uint32_t block, uint32_t tokens,
                             mr_err *err) {
     if (p->layer < 0 || mr_model_memory(e->model, (uint32_t)p->layer)->destination != block)
         return MR_OK;
-    const mr_status status = mr_memory_finish(e, (uint32_t)p->layer, tokens, err);
-    if (status != MR_OK) return status;
-    add_rows(e, e->m.output, tokens);
-    p->layer = -1;
+    if (!p->output) {
+        const mr_status status = finish_memory(e, (uint32_t)p->layer, tokens, err);
+        if (status != MR_OK) return status;
+        p->output = e->m.output;
+    }
+    add_rows(e, p->output, tokens);
+    *p = (pending_memory){-1, NULL};
+    return MR_OK;
+}
+
+/* What the next stage takes. A skip window that is cut here ends its retrieval here. */
+static mr_status hand_on(mr_engine *e, pending_memory *p, uint32_t tokens, mr_err *err) {
+    assert(p->layer == e->part.pending_out);
+    if (p->layer >= 0 && !p->output) {
+        const mr_status status = finish_memory(e, (uint32_t)p->layer, tokens, err);
+        if (status != MR_OK) return status;
+        p->output = e->m.output;
+    }
+    e->output = (mr_engine_output){e->b.x, p->output};
     return MR_OK;
 }
 
@@ -273,27 +310,36 @@ static mr_status report(mr_engine *e, const mr_step *step, const mr_step_sink *s
     return count ? report_rows(e, step, rows, count, sink, err) : MR_OK;
 }
 
-mr_status mr_engine_step(mr_engine *e, const mr_step *step, const mr_step_sink *sink,
-                         mr_wire_done *done, mr_err *err) {
-    const int64_t began = mr_now_ns();
-    pending_memory pending = {-1};
-    mr_status status = check_step(e, step, err);
-    if (status != MR_OK) return status;
+static mr_status run_step(mr_engine *e, const mr_step *step, const mr_step_sink *sink,
+                          mr_err *err) {
+    pending_memory pending = {e->part.pending_in, step->pending};
     rows_work rows = {.e = e, .step = step};
+    mr_status status = MR_OK;
     place_tokens(e, step);
     mr_engine_run(e, embed_rows, &rows, step->token_count,
                   8ull * step->token_count * e->config->d_model);
-    for (uint32_t block = 0; block < e->config->n_layers && status == MR_OK; block++)
-        status = run_block(e, step, block, &pending, err);
-    if (status == MR_OK) status = report(e, step, sink, err);
-    if (status != MR_OK) mr_retrieval_abandon(e->retrieval);
-    if (done) {
-        const mr_retrieval_stats stats =
-            e->retrieval ? mr_retrieval_take_stats(e->retrieval) : (mr_retrieval_stats){0};
-        *done = (mr_wire_done){.step_ns = (uint64_t)(mr_now_ns() - began),
-                               .retrieval_wait_ns = stats.wait_ns,
-                               .retrieval_bytes_up = stats.bytes_up,
-                               .retrieval_bytes_down = stats.bytes_down};
+    for (uint32_t i = 0; i < e->blocks.count && status == MR_OK; i++)
+        status = run_block(e, step, e->blocks.first + i, &pending, err);
+    if (status != MR_OK) return status;
+    return e->has_head ? report(e, step, sink, err) : hand_on(e, &pending, step->token_count, err);
+}
+
+mr_status mr_engine_step(mr_engine *e, const mr_step *step, const mr_step_sink *sink,
+                         mr_wire_done *done, mr_err *err) {
+    const int64_t began = mr_now_ns();
+    mr_status status = check_step(e, step, err);
+    if (status != MR_OK) return status;
+    e->account.done = (mr_wire_done){0};
+    e->account.more = (mr_wire_done_more){.layers = e->part.memory_count};
+    memset(e->wait_ns, 0, e->part.memory_count * sizeof(*e->wait_ns));
+    e->output = (mr_engine_output){NULL, NULL};
+    status = run_step(e, step, sink, err);
+    if (status != MR_OK) {
+        mr_retrieval_abandon(e->retrieval);
+        if (e->retrieval) mr_retrieval_take_stats(e->retrieval); /* not the next step's */
     }
+    e->account.done.step_ns = (uint64_t)(mr_now_ns() - began);
+    e->account.more.stage_ns_max_us = (uint32_t)(e->account.done.step_ns / 1000);
+    if (done) *done = e->account.done;
     return status;
 }

@@ -87,29 +87,35 @@ static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32
                         err);
 }
 
-mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_progress progress,
-                          void *context, mr_err *err) {
+static mr_status open_ends(mr_weights *out, const mr_model *model, mr_block_range range,
+                           mr_err *err) {
     const mr_config *c = mr_model_config(model);
-    const uint32_t parts = c->n_layers + c->memory_count + 1;
+    const mr_tensor *wte = mr_model_find(model, "transformer.wte.weight");
+    mr_dtype_element(&out->embedding_element, wte->dtype);
+    if (range.first == 0) TRY(mr_tensor_map(&out->embedding, model, wte, 0, wte->bytes, err));
+    if (range.first + range.count < c->n_layers) return MR_OK;
+    TRY(mr_pack_rows(&out->head, model,
+                     c->tied ? "transformer.wte.weight" : "transformer.ff_out.weight", 0,
+                     c->head_rows, err));
+    return mr_load_floats(&out->final_norm, model, "transformer.ln_f.weight", err);
+}
+
+mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_block_range range,
+                          mr_progress progress, void *context, mr_err *err) {
+    const mr_config *c = mr_model_config(model);
+    const uint32_t parts = range.count + c->memory_count + 1;
     *out = (mr_weights){0};
     out->blocks = mr_alloc_array(c->n_layers, sizeof(*out->blocks));
     out->memories = mr_alloc_array(c->memory_count, sizeof(*out->memories));
-    const mr_tensor *wte = mr_model_find(model, "transformer.wte.weight");
-    mr_dtype_element(&out->embedding_element, wte->dtype);
-    mr_status status = mr_tensor_map(&out->embedding, model, wte, 0, wte->bytes, err);
-    if (status == MR_OK)
-        status = mr_pack_rows(&out->head, model,
-                              c->tied ? "transformer.wte.weight" : "transformer.ff_out.weight", 0,
-                              c->head_rows, err);
-    if (status == MR_OK)
-        status = mr_load_floats(&out->final_norm, model, "transformer.ln_f.weight", err);
-    for (uint32_t i = 0; i < c->n_layers && status == MR_OK; i++) {
-        status = open_block(&out->blocks[i], model, i, err);
+    mr_status status = open_ends(out, model, range, err);
+    for (uint32_t i = 0; i < range.count && status == MR_OK; i++) {
+        status = open_block(&out->blocks[range.first + i], model, range.first + i, err);
         if (progress) progress(context, "loading weights", (double)(i + 1) / parts);
     }
     for (uint32_t i = 0; i < c->memory_count && status == MR_OK; i++) {
-        status = open_memory(&out->memories[i], model, i, err);
-        if (progress) progress(context, "loading weights", (double)(c->n_layers + i + 1) / parts);
+        if (mr_range_has(range, mr_model_memory(model, i)->source))
+            status = open_memory(&out->memories[i], model, i, err);
+        if (progress) progress(context, "loading weights", (double)(range.count + i + 1) / parts);
     }
     if (progress) progress(context, "loading weights", 1.0);
     if (status != MR_OK) mr_weights_close(out, model);
@@ -158,24 +164,52 @@ void mr_weights_close(mr_weights *weights, const mr_model *model) {
     *weights = (mr_weights){0};
 }
 
-void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model) {
+/* --- how much it is --------------------------------------------------------------------------- */
+
+static bool is_table(const mr_model *model, const mr_tensor *t) {
+    for (uint32_t k = 0; k < mr_model_table_count(model); k++)
+        if (t == mr_model_table(model, k)->values || t == mr_model_table(model, k)->pre_values)
+            return true;
+    return false;
+}
+
+/* The block whose stage packs a tensor, or UINT32_MAX: nobody does (tables; an embedding that is
+ * only mapped). Memory layers belong where they read, what follows the blocks to the last. */
+static uint32_t block_of(const mr_model *model, const mr_tensor *t) {
     const mr_config *c = mr_model_config(model);
+    unsigned index;
+    if (is_table(model, t)) return UINT32_MAX;
+    if (sscanf(t->name, "transformer.blocks.%u.", &index) == 1)
+        return index < c->n_layers ? index : UINT32_MAX;
+    if (sscanf(t->name, "transformer.mem_blocks.%u.", &index) == 1)
+        return index < c->memory_count ? mr_model_memory(model, index)->source : UINT32_MAX;
+    if (strcmp(t->name, "transformer.wte.weight") == 0 && !c->tied) return UINT32_MAX;
+    return c->n_layers - 1;
+}
+
+static uint64_t packed_bytes(const mr_tensor *t) {
+    return strstr(t->name, ".keys") ? t->bytes / mr_dtype_bytes(t->dtype) * 4 : t->bytes;
+}
+
+void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model,
+                     mr_block_range range) {
     *weight_bytes = *index_bytes = 0;
     for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
         const mr_tensor *t = mr_model_tensor(model, i);
-        bool table = false;
-        for (uint32_t k = 0; k < mr_model_table_count(model); k++)
-            table |=
-                t == mr_model_table(model, k)->values || t == mr_model_table(model, k)->pre_values;
-        if (table) continue;
+        if (!mr_range_has(range, block_of(model, t))) continue;
         if (t->dtype == MR_DTYPE_I64)
             *index_bytes += t->bytes / 2; /* kept as u32 */
-        else if (strstr(t->name, ".keys"))
-            *weight_bytes += t->bytes / mr_dtype_bytes(t->dtype) * 4;
         else
-            *weight_bytes += t->bytes;
+            *weight_bytes += packed_bytes(t);
     }
-    if (c->tied) /* packed for the head; the embedding itself is only mapped */
-        return;
-    *weight_bytes -= mr_model_find(model, "transformer.wte.weight")->bytes;
+}
+
+void mr_weights_by_block(uint64_t *bytes, const mr_model *model) {
+    const mr_config *c = mr_model_config(model);
+    memset(bytes, 0, c->n_layers * sizeof(*bytes));
+    for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
+        const mr_tensor *t = mr_model_tensor(model, i);
+        const uint32_t block = block_of(model, t);
+        if (block < c->n_layers && t->dtype != MR_DTYPE_I64) bytes[block] += packed_bytes(t);
+    }
 }

@@ -1,9 +1,19 @@
-/* weights.h - everything of a model but its value tables, in the form the step reads.
+/* weights.h - everything of a model but its value tables, in the form the step reads: of the whole
+ * model, or of a range of blocks (a pipeline stage), which leaves the others empty.
  * Immutable after open; shared by all threads. */
 #ifndef MR_WORKER_WEIGHTS_H
 #define MR_WORKER_WEIGHTS_H
 #include "common/model/product_keys.h"
 #include "common/ops/ops.h"
+
+/* Blocks [first, first + count) of a model: what one pipeline stage computes. */
+typedef struct {
+    uint32_t first, count;
+} mr_block_range;
+
+static inline bool mr_range_has(mr_block_range range, uint32_t block) {
+    return block >= range.first && block - range.first < range.count;
+}
 
 typedef struct {
     mr_packed gate, up; /* w1, v1: [expert_hidden][d] */
@@ -31,18 +41,22 @@ typedef struct {
 } mr_memory_weights;
 
 typedef struct {
-    mr_mapping embedding; /* rows of transformer.wte.weight, as stored */
+    mr_mapping embedding; /* rows of transformer.wte.weight, as stored; the first stage's */
     mr_element embedding_element;
-    mr_packed head; /* [head_rows][d] */
-    float *final_norm;
-    mr_block_weights *blocks;    /* [n_layers] */
-    mr_memory_weights *memories; /* [memory_count] */
+    mr_packed head;              /* [head_rows][d]; the last stage's, as is final_norm */
+    float *final_norm;           /* [d] */
+    mr_block_weights *blocks;    /* [n_layers]; empty outside the range */
+    mr_memory_weights *memories; /* [memory_count]; empty where another stage reads */
 } mr_weights;
 
-mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_progress progress,
-                          void *context, mr_err *err);
+mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_block_range range,
+                          mr_progress progress, void *context, mr_err *err);
 void mr_weights_close(mr_weights *weights, const mr_model *model);
 /* Bytes mr_weights_open will hold: packed weights, and shuffle indices apart. */
-void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model);
+void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model,
+                     mr_block_range range);
+/* The same, packed weights only, by block: [n_layers]; the head's and final norm's go to the last.
+ */
+void mr_weights_by_block(uint64_t *bytes, const mr_model *model);
 
 #endif

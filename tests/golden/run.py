@@ -115,7 +115,8 @@ def check_same_bits(build, folder, digest, other):
         for columns in (1, 2, 4):
             variants.append(["--table-grid", f"{rows}x{columns}"])
     variants += [["--table-grid", "3x2", "--trace"], ["--table-grid", "1x32"], ["--isa", "avx2"],
-                 ["--isa", "ref"]]
+                 ["--isa", "ref"], ["--stages", "2"], ["--stages", "3", "--prefill-chunk", "5"],
+                 ["--stages", "4", "--decode-from", "7"], ["--stages", "3", "--trace"]]
     problems = []
     for extra in variants:
         try:

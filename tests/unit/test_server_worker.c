@@ -100,7 +100,12 @@ static int open_world(void **state) {
     w.columns = info.logit_columns;
     w.expected = mr_alloc_array((size_t)TOKENS * w.columns, sizeof(float));
     const step_payload p = make_step(1);
-    const mr_step step = {1, TOKENS, 1, &p.sequence, p.tokens, p.blocks};
+    const mr_step step = {.sequence_count = 1,
+                          .token_count = TOKENS,
+                          .block_count = 1,
+                          .sequences = &p.sequence,
+                          .tokens = p.tokens,
+                          .blocks = p.blocks};
     const mr_step_sink sink = {.logits = keep_logits, .context = w.expected};
     mr_wire_done done;
     MUST(mr_engine_step(w.engine, &step, &sink, &done, &err));

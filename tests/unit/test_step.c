@@ -126,7 +126,12 @@ static mr_status step(cluster *c, company *who, uint32_t count, uint32_t chunk, 
         q->done += n;
     }
     if (active == 0) return MR_ERR_CANCELLED;
-    const mr_step s = {active, used, block_count, sequences, tokens, blocks};
+    const mr_step s = {.sequence_count = active,
+                       .token_count = used,
+                       .block_count = block_count,
+                       .sequences = sequences,
+                       .tokens = tokens,
+                       .blocks = blocks};
     const mr_step_sink sink = {.sampled = on_sampled, .context = who};
     return mr_engine_step(c->engine, &s, &sink, NULL, err);
 }
@@ -175,11 +180,16 @@ static void test_bad_steps_are_refused(void **state) {
     const uint32_t block[1] = {0}, far[1] = {BLOCKS};
     const mr_step_sink sink = {0};
     (void)state;
-#define REFUSED(change, token, blocks, count)                                                      \
+#define REFUSED(change, ids, kv, count)                                                            \
     do {                                                                                           \
         mr_wire_sequence s = good;                                                                 \
         change;                                                                                    \
-        const mr_step bad = {1, count, 1, &s, token, blocks};                                      \
+        const mr_step bad = {.sequence_count = 1,                                                  \
+                             .token_count = count,                                                 \
+                             .block_count = 1,                                                     \
+                             .sequences = &s,                                                      \
+                             .tokens = ids,                                                        \
+                             .blocks = kv};                                                        \
         assert_int_not_equal(mr_engine_step(c.engine, &bad, &sink, NULL, &err), MR_OK);            \
         assert_true(strlen(err.text) > 10);                                                        \
     } while (0)
@@ -195,7 +205,12 @@ static void test_bad_steps_are_refused(void **state) {
     REFUSED((void)0, unknown, block, 2);
     REFUSED((void)0, negative, block, 2);
     REFUSED((void)0, tokens, far, 2);
-    const mr_step fine = {1, 2, 1, &good, tokens, block};
+    const mr_step fine = {.sequence_count = 1,
+                          .token_count = 2,
+                          .block_count = 1,
+                          .sequences = &good,
+                          .tokens = tokens,
+                          .blocks = block};
     assert_int_equal(mr_engine_step(c.engine, &fine, &sink, NULL, &err), MR_OK);
     end(&c);
 }
