@@ -20,7 +20,7 @@ static mr_status check_info(const mr_wire_worker_info *info, mr_err *err) {
     if (info->kv_block_tokens != MR_KV_BLOCK_TOKENS)
         return mr_fail(err, MR_ERR_MISMATCH, "the worker has KV blocks of %u tokens; ours have %d",
                        info->kv_block_tokens, MR_KV_BLOCK_TOKENS);
-    if (info->kv_blocks == 0 || info->kv_blocks > 1u << 28 || info->step_tokens_max == 0 ||
+    if (info->kv_blocks == 0 || info->kv_blocks > 1u << 24 || info->step_tokens_max == 0 ||
         info->step_tokens_max > MR_MAX_STEP_TOKENS || info->step_sequences_max == 0 ||
         info->step_sequences_max > MR_MAX_STEP_SEQUENCES || info->context_tokens == 0 ||
         info->context_tokens > MR_MAX_CONTEXT || info->vocab_size == 0 ||
@@ -193,7 +193,7 @@ void core_link_failed(mr_core *core, mr_status status, const char *sentence) {
     core_drop_link(core);
     if (core->step) {
         mr_count(&core->metrics.step_failures, 1);
-        mr_scheduler_abandon(core->scheduler);
+        mr_scheduler_abandon(core->scheduler, core->step);
         core->step = NULL;
     }
     core_end_all(core, MR_ERR_UNAVAILABLE, reason.text);

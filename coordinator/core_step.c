@@ -139,6 +139,7 @@ static void add_answer(mr_core *core, core_live *live, uint32_t index, const int
                                                              .new_tokens = answer->new_tokens,
                                                              .chunk_tokens = r->chunk_tokens,
                                                              .single_from = r->single_from,
+                                                             .uncached = r->logits,
                                                              .shares = !*leader && r->choices > 1,
                                                              .leader = *leader,
                                                          });
@@ -410,7 +411,7 @@ mr_status core_done(mr_core *core, const mr_frame *frame, mr_err *err) {
     mr_count(&m->retrieval_bytes_up, done->retrieval_bytes_up);
     mr_count(&m->retrieval_bytes_down, done->retrieval_bytes_down);
     core->step = NULL;
-    mr_scheduler_commit(core->scheduler);
+    mr_scheduler_commit(core->scheduler, plan, false);
     for (uint32_t i = 0; i < plan->count; i++) {
         const mr_plan_entry *entry = &plan->entries[i];
         if (!entry->sequence) continue; /* gone: with its request, maybe a moment ago */
@@ -433,7 +434,7 @@ void core_step_failed(mr_core *core, mr_status status, const char *sentence) {
     mr_count(&core->metrics.step_failures, 1);
     core_arm_watchdog(core, false);
     core->step = NULL;
-    mr_scheduler_abandon(core->scheduler);
+    mr_scheduler_abandon(core->scheduler, plan);
     for (uint32_t i = 0; i < plan->count; i++) {
         const mr_plan_entry *entry = &plan->entries[i];
         if (!entry->sequence) continue;

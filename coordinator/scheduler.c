@@ -3,6 +3,7 @@
 
 #include "common/base/limits.h"
 #include "common/base/mem.h"
+#include "coordinator/scheduler_blocks.h"
 #include "proto/wire.h"
 
 #include <assert.h>
@@ -11,63 +12,75 @@
 
 enum { BLOCK = MR_KV_BLOCK_TOKENS };
 
-/* The blocks a prompt fills, held while any of its choices is alive. */
-typedef enum { PREFIX_BUILDING, PREFIX_READY, PREFIX_BROKEN } prefix_state;
+/* What followers wait for: the leader's prompt. */
 typedef struct {
-    prefix_state state; /* broken: the leader left early; followers compute for themselves */
-    uint32_t references, count;
-    uint32_t blocks[];
+    bool is_done; /* computed, or the leader left: followers compute what they do not find */
+    uint32_t references, tokens;
 } prefix;
+
+typedef struct {
+    mr_plan plan;
+    mr_plan_entry *entries; /* [step_max] */
+    bool is_out;
+} slot;
 
 struct mr_sequence {
     mr_sequence_spec spec;
     mr_sequence *next, *previous; /* in the line */
-    bool running;
+    slot *slot;                   /* of the last plan it was in */
+    bool running, is_out, is_held, is_tainted;
     uint32_t position;  /* tokens in the cache */
     uint32_t generated; /* tokens appended */
+    uint32_t cached;    /* tokens found at the start */
     int32_t last_token;
+    int32_t recent[BLOCK]; /* appended tokens, by position modulo BLOCK */
     prefix *shared;
-    uint32_t shared_count; /* leading blocks that belong to the prefix */
     uint32_t block_count;
-    uint32_t *blocks; /* [block_count] once running */
+    uint32_t *blocks;   /* [block_count] once running */
+    uint32_t published; /* leading blocks that are published, or equal to published ones */
+    uint64_t chain;     /* the number of the last of them */
 };
 
 struct mr_scheduler {
     mr_scheduler_options options;
     mr_sequence *first, *last; /* the line */
     uint32_t waiting;
-    mr_sequence **running; /* [step_sequences] in order of admission */
+    mr_sequence **running; /* [running_max] in order of admission */
     uint32_t running_count, running_max;
-    uint32_t cursor; /* where the next step starts to collect decoding sequences */
-    uint32_t *free_blocks;
-    uint32_t free_count;
-    mr_plan_entry *entries; /* [step_sequences] */
-    mr_plan plan;
-    bool planned;
+    uint32_t step_max; /* sequences of one step */
+    uint32_t cursor;   /* where the next step starts to collect decoding sequences */
+    kv_pool *pool;
+    slot *slots; /* [plans_max] */
+    uint32_t plans_out;
+    uint32_t last_kind;
+    uint64_t queued_tokens;
 };
 
 mr_scheduler *mr_scheduler_open(const mr_scheduler_options *options) {
     mr_scheduler *s = mr_alloc(sizeof(*s));
     s->options = *options;
-    s->running_max = options->step_sequences;
-    if (s->running_max > options->step_tokens) s->running_max = options->step_tokens;
+    if (s->options.plans_max == 0) s->options.plans_max = 1;
+    s->step_max = options->step_sequences;
+    if (s->step_max > options->step_tokens) s->step_max = options->step_tokens;
+    s->running_max = s->step_max * s->options.plans_max;
     s->running = mr_alloc_array(s->running_max, sizeof(*s->running));
-    s->entries = mr_alloc_array(s->running_max, sizeof(*s->entries));
-    s->plan.entries = s->entries;
-    s->free_blocks = mr_alloc_array(options->kv_blocks, sizeof(*s->free_blocks));
-    s->free_count = options->kv_blocks;
-    for (uint32_t i = 0; i < options->kv_blocks; i++)
-        s->free_blocks[i] = options->kv_blocks - 1 - i; /* the first to go is block 0 */
+    s->slots = mr_alloc_array(s->options.plans_max, sizeof(*s->slots));
+    for (uint32_t i = 0; i < s->options.plans_max; i++) {
+        s->slots[i].entries = mr_alloc_array(s->step_max, sizeof(mr_plan_entry));
+        s->slots[i].plan.entries = s->slots[i].entries;
+    }
+    s->pool = kv_pool_open(options->kv_blocks, options->hash_seed);
     return s;
 }
 
 void mr_scheduler_close(mr_scheduler *s) {
     if (!s) return;
     while (s->first) mr_scheduler_remove(s, s->first);
-    while (s->running_count > 0) mr_scheduler_remove(s, s->running[0]);
+    while (s->running_count > 0) mr_scheduler_remove(s, s->running[s->running_count - 1]);
+    for (uint32_t i = 0; i < s->options.plans_max; i++) free(s->slots[i].entries);
+    kv_pool_close(s->pool);
+    free(s->slots);
     free(s->running);
-    free(s->entries);
-    free(s->free_blocks);
     free(s);
 }
 
@@ -93,9 +106,28 @@ static uint64_t tokens_of(const mr_sequence_spec *spec) {
     return (uint64_t)spec->prompt_count + (spec->new_tokens > 0 ? spec->new_tokens - 1 : 0);
 }
 
+/* What a sequence still counts for in queued_tokens. */
+static uint64_t weight_of(const mr_sequence *q) {
+    const uint32_t prompt = q->spec.prompt_count;
+    return BLOCK + (uint64_t)(q->position < prompt ? prompt - q->position : 0);
+}
+
+static void move_to(mr_scheduler *s, mr_sequence *q, uint32_t position) {
+    s->queued_tokens -= weight_of(q);
+    q->position = position;
+    s->queued_tokens += weight_of(q);
+    if (q->shared && q->spec.shares && position >= q->shared->tokens) q->shared->is_done = true;
+}
+
+/* The last token of a prompt is computed anew: its logits are wanted. */
+static uint32_t shareable_blocks(uint32_t prompt_count) {
+    return (prompt_count - 1) / BLOCK;
+}
+
 mr_sequence *mr_scheduler_add(mr_scheduler *s, const mr_sequence_spec *spec) {
     mr_sequence *q = mr_alloc(sizeof(*q));
-    assert(spec->prompt_count > 0 && mr_scheduler_fits(s, tokens_of(spec), NULL) == MR_OK);
+    assert(spec->prompt_count > 0 && spec->kind < 2);
+    assert(mr_scheduler_fits(s, tokens_of(spec), NULL) == MR_OK);
     q->spec = *spec;
     q->block_count = (uint32_t)blocks_for(tokens_of(spec));
     if (spec->leader) {
@@ -104,10 +136,9 @@ mr_sequence *mr_scheduler_add(mr_scheduler *s, const mr_sequence_spec *spec) {
         q->shared->references++;
         q->spec.leader = NULL; /* it may go before its followers do */
     } else if (spec->shares) {
-        /* the block of the last prompt token is never shared: its logits must be computed anew */
-        const uint32_t count = (spec->prompt_count - 1) / BLOCK;
-        q->shared = mr_alloc(sizeof(prefix) + count * sizeof(uint32_t));
-        *q->shared = (prefix){PREFIX_BUILDING, 1, count};
+        const uint32_t tokens = shareable_blocks(spec->prompt_count) * BLOCK;
+        q->shared = mr_alloc(sizeof(*q->shared));
+        *q->shared = (prefix){tokens == 0, 1, tokens};
     }
     q->previous = s->last;
     if (s->last)
@@ -116,6 +147,7 @@ mr_sequence *mr_scheduler_add(mr_scheduler *s, const mr_sequence_spec *spec) {
         s->first = q;
     s->last = q;
     s->waiting++;
+    s->queued_tokens += weight_of(q);
     return q;
 }
 
@@ -132,22 +164,11 @@ static void unlink_waiting(mr_scheduler *s, mr_sequence *q) {
     s->waiting--;
 }
 
-static void give_back(mr_scheduler *s, const uint32_t *blocks, uint32_t count) {
-    for (uint32_t i = count; i-- > 0;) s->free_blocks[s->free_count++] = blocks[i];
-    assert(s->free_count <= s->options.kv_blocks);
-}
-
-static void release_prefix(mr_scheduler *s, mr_sequence *q) {
+static void release_prefix(mr_sequence *q) {
     prefix *p = q->shared;
     if (!p) return;
-    const bool built_by_q = q->spec.shares && q->running;
-    if (p->state == PREFIX_BUILDING && q->spec.shares) {
-        p->state = PREFIX_BROKEN; /* the leader goes before it is done */
-        if (built_by_q) give_back(s, p->blocks, p->count);
-    }
-    if (--p->references > 0) return;
-    if (p->state == PREFIX_READY) give_back(s, p->blocks, p->count);
-    free(p);
+    if (q->spec.shares) p->is_done = true; /* whatever it has come to */
+    if (--p->references == 0) free(p);
 }
 
 static void forget_running(mr_scheduler *s, const mr_sequence *q) {
@@ -160,39 +181,41 @@ static void forget_running(mr_scheduler *s, const mr_sequence *q) {
 }
 
 void mr_scheduler_remove(mr_scheduler *s, mr_sequence *q) {
+    s->queued_tokens -= weight_of(q);
     if (q->running) {
         forget_running(s, q);
-        give_back(s, q->blocks + q->shared_count, q->block_count - q->shared_count);
-        for (uint32_t i = 0; i < s->plan.count; i++)
-            if (s->entries[i].sequence == q) s->entries[i].sequence = NULL;
+        /* A step that is out may still write here; whoever gets a block next is in a later step,
+         * and workers run steps in order. The end of a chain becomes idle first. */
+        for (uint32_t i = q->block_count; i-- > 0;) kv_pool_release(s->pool, q->blocks[i]);
+        for (uint32_t i = 0; q->slot && i < q->slot->plan.count; i++)
+            if (q->slot->entries[i].sequence == q) q->slot->entries[i].sequence = NULL;
     } else
         unlink_waiting(s, q);
-    release_prefix(s, q);
+    release_prefix(q);
     free(q->blocks);
     free(q);
 }
 
 /* Takes the blocks for the sequence at the head of the line; false: not yet. */
 static bool admit(mr_scheduler *s, mr_sequence *q) {
-    prefix *p = q->shared;
-    const bool follows = p && !q->spec.shares && p->state != PREFIX_BROKEN;
+    uint32_t idle = 0, found = 0;
+    uint64_t chain = 0;
     if (s->running_count == s->running_max) return false;
-    if (follows && p->state == PREFIX_BUILDING && p->count > 0) return false;
-    const uint32_t borrowed = follows ? p->count : 0;
-    if (q->block_count - borrowed > s->free_count) return false;
+    if (q->shared && !q->spec.shares && !q->shared->is_done) return false;
+    const uint32_t most = q->spec.uncached ? 0 : shareable_blocks(q->spec.prompt_count);
+    found = kv_pool_match(s->pool, q->spec.prompt, most, NULL, &idle, &chain);
+    if (q->block_count - found > kv_pool_available(s->pool) - idle) return false;
     unlink_waiting(s, q);
     q->blocks = mr_alloc_array(q->block_count, sizeof(*q->blocks));
-    if (borrowed) memcpy(q->blocks, p->blocks, borrowed * sizeof(*q->blocks));
-    for (uint32_t i = borrowed; i < q->block_count; i++)
-        q->blocks[i] = s->free_blocks[--s->free_count];
-    q->position = borrowed * BLOCK;
-    q->shared_count = borrowed;
-    if (p && q->spec.shares) {
-        if (p->count) memcpy(p->blocks, q->blocks, p->count * sizeof(*q->blocks));
-        q->shared_count = p->count;
-    }
+    kv_pool_match(s->pool, q->spec.prompt, found, q->blocks, &idle, &chain);
+    for (uint32_t i = 0; i < found; i++) kv_pool_hold(s->pool, q->blocks[i]);
+    for (uint32_t i = found; i < q->block_count; i++) q->blocks[i] = kv_pool_take(s->pool);
+    q->published = found;
+    q->chain = chain;
+    q->cached = found * BLOCK;
     q->running = true;
     s->running[s->running_count++] = q;
+    move_to(s, q, q->cached);
     return true;
 }
 
@@ -202,6 +225,10 @@ static uint32_t known_tokens(const mr_sequence *q) {
 
 static bool is_decoding(const mr_sequence *q) {
     return q->position >= q->spec.prompt_count;
+}
+
+static bool is_ready(const mr_sequence *q, uint32_t kind) {
+    return q->spec.kind == kind && !q->is_out && !q->is_held && q->position < known_tokens(q);
 }
 
 /* How many prompt tokens of q may go into one step. */
@@ -218,11 +245,11 @@ static uint32_t chunk_of(const mr_sequence *q) {
 }
 
 /* Adds at most `wanted` tokens of q to the plan; false: no room for even one. */
-static bool put(mr_scheduler *s, mr_sequence *q, uint32_t wanted) {
-    mr_plan *plan = &s->plan;
+static bool put(const mr_scheduler *s, slot *to, mr_sequence *q, uint32_t wanted) {
+    mr_plan *plan = &to->plan;
     const uint32_t room = s->options.step_tokens - plan->tokens;
     if (wanted > room) wanted = room;
-    if (wanted == 0 || plan->count == s->running_max) return false;
+    if (wanted == 0 || plan->count == s->step_max) return false;
     const uint64_t used = sizeof(mr_wire_step) +
                           (uint64_t)(plan->count + 1) * sizeof(mr_wire_sequence) +
                           4ull * (plan->tokens + plan->blocks);
@@ -233,7 +260,7 @@ static bool put(mr_scheduler *s, mr_sequence *q, uint32_t wanted) {
         if (used + 4ull * (wanted + blocks) <= s->options.frame_bytes) break;
     }
     const bool decoding = is_decoding(q);
-    s->entries[plan->count++] = (mr_plan_entry){
+    to->entries[plan->count++] = (mr_plan_entry){
         .sequence = q,
         .owner = q->spec.owner,
         .id = q->spec.id,
@@ -246,62 +273,126 @@ static bool put(mr_scheduler *s, mr_sequence *q, uint32_t wanted) {
     };
     plan->tokens += wanted;
     plan->blocks += blocks;
+    q->slot = to;
+    q->is_out = true;
     return true;
 }
 
-const mr_plan *mr_scheduler_plan(mr_scheduler *s) {
-    assert(!s->planned);
-    while (s->first && admit(s, s->first))
-        ;
-    s->plan.count = s->plan.tokens = s->plan.blocks = 0;
+/* An equal part of the decoding sequences for each plan that can be out. */
+static uint32_t decoding_share(const mr_scheduler *s) {
+    uint32_t decoding = 0;
+    if (s->options.plans_max == 1) return UINT32_MAX;
+    for (uint32_t i = 0; i < s->running_count; i++)
+        decoding += is_decoding(s->running[i]) && !s->running[i]->is_held;
+    return (decoding + s->options.plans_max - 1) / s->options.plans_max;
+}
+
+static bool fill(mr_scheduler *s, slot *to, uint32_t kind) {
     const uint32_t start = s->running_count ? s->cursor % s->running_count : 0;
+    const uint32_t share = decoding_share(s);
     uint32_t left_out = UINT32_MAX;
+    to->plan.kind = kind;
+    to->plan.count = to->plan.tokens = to->plan.blocks = 0;
     for (uint32_t i = 0; i < s->running_count; i++) {
         const uint32_t at = (start + i) % s->running_count;
         mr_sequence *q = s->running[at];
-        if (is_decoding(q) && q->position < known_tokens(q) && !put(s, q, 1) &&
+        if (is_decoding(q) && is_ready(q, kind) && (to->plan.count >= share || !put(s, to, q, 1)) &&
             left_out == UINT32_MAX)
             left_out = at;
     }
-    s->cursor = left_out == UINT32_MAX ? 0 : left_out; /* who was left out comes first next time */
+    if (to->plan.count > 0) /* who was left out comes first next time */
+        s->cursor = left_out == UINT32_MAX ? 0 : left_out;
     for (uint32_t i = 0; i < s->running_count; i++) {
         mr_sequence *q = s->running[i];
-        if (!is_decoding(q)) put(s, q, chunk_of(q));
+        if (!is_decoding(q) && is_ready(q, kind)) put(s, to, q, chunk_of(q));
     }
-    if (s->plan.count == 0) return NULL;
-    s->planned = true;
-    return &s->plan;
+    return to->plan.count > 0;
 }
 
-void mr_scheduler_commit(mr_scheduler *s) {
-    assert(s->planned);
-    s->planned = false;
-    for (uint32_t i = 0; i < s->plan.count; i++) {
-        mr_sequence *q = s->entries[i].sequence;
+const mr_plan *mr_scheduler_plan(mr_scheduler *s) {
+    if (s->plans_out == s->options.plans_max) return NULL;
+    slot *to = s->slots;
+    while (to->is_out) to++;
+    while (s->first && admit(s, s->first))
+        ;
+    if (!fill(s, to, 1 - s->last_kind) && !fill(s, to, s->last_kind)) return NULL;
+    s->last_kind = to->plan.kind;
+    to->is_out = true;
+    s->plans_out++;
+    return &to->plan;
+}
+
+static int32_t token_at(const mr_sequence *q, uint32_t position) {
+    return position < q->spec.prompt_count ? q->spec.prompt[position] : q->recent[position % BLOCK];
+}
+
+static void publish(mr_scheduler *s, mr_sequence *q) {
+    int32_t tokens[BLOCK];
+    while ((q->published + 1) * BLOCK <= q->position) {
+        const uint32_t first = q->published * BLOCK;
+        for (uint32_t i = 0; i < BLOCK; i++) tokens[i] = token_at(q, first + i);
+        q->chain = kv_pool_publish(s->pool, q->blocks[q->published], q->chain, tokens);
+        q->published++;
+    }
+}
+
+/* Back from being out; NULL entries are of sequences that have gone. */
+static slot *take_back(mr_scheduler *s, const mr_plan *plan) {
+    slot *from = s->slots;
+    while (&from->plan != plan) from++;
+    assert(from->is_out);
+    from->is_out = false;
+    s->plans_out--;
+    for (uint32_t i = 0; i < plan->count; i++)
+        if (from->entries[i].sequence) from->entries[i].sequence->is_out = false;
+    return from;
+}
+
+void mr_scheduler_commit(mr_scheduler *s, const mr_plan *plan, bool is_tainted) {
+    const slot *from = take_back(s, plan);
+    for (uint32_t i = 0; i < plan->count; i++) {
+        mr_sequence *q = from->entries[i].sequence;
         if (!q) continue;
-        q->position += s->entries[i].token_count;
-        prefix *p = q->shared;
-        if (p && q->spec.shares && p->state == PREFIX_BUILDING && q->position >= p->count * BLOCK)
-            p->state = PREFIX_READY;
+        q->is_tainted |= is_tainted;
+        move_to(s, q, q->position + from->entries[i].token_count);
+        if (!q->is_tainted && !q->spec.uncached) publish(s, q);
     }
 }
 
-void mr_scheduler_abandon(mr_scheduler *s) {
-    assert(s->planned);
-    s->planned = false;
+void mr_scheduler_abandon(mr_scheduler *s, const mr_plan *plan) {
+    take_back(s, plan);
 }
 
 void mr_sequence_append(mr_sequence *q, int32_t token) {
     assert(q->generated < q->spec.new_tokens && q->position == known_tokens(q));
-    q->last_token = token;
+    q->last_token = q->recent[q->position % BLOCK] = token;
     q->generated++;
+}
+
+void mr_sequence_hold(mr_sequence *q, bool is_held) {
+    q->is_held = is_held;
 }
 
 bool mr_sequence_is_running(const mr_sequence *q) {
     return q->running;
 }
 
+uint32_t mr_sequence_cached_tokens(const mr_sequence *q) {
+    return q->cached;
+}
+
+uint32_t mr_scheduler_match(const mr_scheduler *s, const int32_t *prompt, uint32_t count) {
+    uint32_t idle;
+    uint64_t chain;
+    return BLOCK * kv_pool_match(s->pool, prompt, shareable_blocks(count), NULL, &idle, &chain);
+}
+
 mr_scheduler_state mr_scheduler_look(const mr_scheduler *s) {
-    return (mr_scheduler_state){s->waiting, s->running_count, s->options.kv_blocks,
-                                s->options.kv_blocks - s->free_count};
+    return (mr_scheduler_state){.waiting = s->waiting,
+                                .running = s->running_count,
+                                .plans = s->plans_out,
+                                .kv_blocks = s->options.kv_blocks,
+                                .kv_blocks_used = s->options.kv_blocks - kv_pool_available(s->pool),
+                                .kv_blocks_idle = kv_pool_idle(s->pool),
+                                .queued_tokens = s->queued_tokens};
 }

@@ -1,15 +1,22 @@
 /* scheduler.h - which tokens of which sequences go into the next step: continuous batching.
  *
  * Pure bookkeeping: no I/O, no clock, no threads of its own. A sequence is one answer being written
- * (one choice of one prompt). It waits in line until every KV block it can ever need is free, then
+ * (one choice of one prompt). It waits in line until every KV block it can ever need is there, then
  * runs until it is removed: nothing is preempted, so whatever has begun can end. A step takes one
  * token of every sequence that is decoding, then pieces of prompts in order of arrival, up to the
- * worker's limits. At most one plan is out at a time: plan, then commit or abandon.
+ * worker's limits.
  *
- * The n choices of a prompt share the blocks that the prompt fills: the first one (the leader)
- * computes them, the others (followers) start behind them. Order of arrival is kept strictly: a
- * waiting follower never lets a later prompt take blocks, which is why two half-admitted prompts
- * cannot block each other.
+ * Up to plans_max plans are out at a time, each to be committed or abandoned, in any order; a
+ * sequence is in one of them at most. With several of them the decoding sequences are dealt out
+ * evenly, so that every stage of a pipeline has something to do. A plan holds sequences of one kind
+ * only; two kinds take turns.
+ *
+ * Full KV blocks of committed tokens are published (scheduler_blocks.h), and a prompt starts behind
+ * the longest run of published blocks it begins with; its last token is always computed anew. What
+ * a tainted step computed, and all behind it, is never published. The n choices of a prompt: the
+ * first one (the leader) computes the prompt, the others (followers) wait for it and then find its
+ * blocks. Order of arrival is kept strictly: a waiting follower never lets a later prompt take
+ * blocks, which is why two half-admitted prompts cannot block each other.
  *
  * Threads: one owner. Memory: the scheduler owns sequences; prompts are borrowed until removal. */
 #ifndef MR_COORDINATOR_SCHEDULER_H
@@ -26,8 +33,10 @@ typedef struct mr_sequence mr_sequence;
 typedef struct {
     uint32_t kv_blocks;      /* of MR_KV_BLOCK_TOKENS tokens */
     uint32_t step_tokens;    /* most tokens of a step */
-    uint32_t step_sequences; /* most sequences of a step, and so of running ones */
+    uint32_t step_sequences; /* most sequences of a step; plans_max times as many run */
     uint32_t frame_bytes;    /* most payload bytes of a STEP frame */
+    uint32_t plans_max;      /* out at a time; 0: 1 */
+    uint64_t hash_seed;      /* of the index of published blocks */
 } mr_scheduler_options;
 
 typedef struct {
@@ -38,6 +47,8 @@ typedef struct {
     uint32_t new_tokens;   /* most tokens to be sampled; 0: the prompt is only computed */
     uint32_t chunk_tokens; /* most prompt tokens a step; 0: as many as fit */
     uint32_t single_from;  /* from this position one prompt token a step; 0: nowhere */
+    uint32_t kind;         /* 0 or 1: never in one plan with the other kind */
+    bool uncached;         /* computes all of its prompt, publishes nothing */
     bool shares;           /* followers will come */
     mr_sequence *leader;   /* of a follower: a sequence with the same prompt that shares */
 } mr_sequence_spec;
@@ -67,21 +78,33 @@ typedef struct {
 typedef struct {
     const mr_plan_entry *entries;
     uint32_t count, tokens, blocks; /* blocks: the sum of block_count */
+    uint32_t kind;
 } mr_plan;
 
-/* Admits from the line and plans the next step; NULL when there is nothing to run. The plan holds
- * until the next one is made; an entry's tokens and blocks until its sequence is removed. */
+/* Admits from the line and plans the next step; NULL when there is nothing to run, or plans_max are
+ * out. The plan holds until the first one made after it was committed or abandoned; an entry's
+ * tokens and blocks until its sequence is removed. */
 const mr_plan *mr_scheduler_plan(mr_scheduler *scheduler);
-void mr_scheduler_commit(mr_scheduler *scheduler);  /* the plan's tokens are in the cache */
-void mr_scheduler_abandon(mr_scheduler *scheduler); /* they are not */
+/* The plan's tokens are in the cache. is_tainted: they, and what comes behind them in these
+ * sequences, are not to be shared. */
+void mr_scheduler_commit(mr_scheduler *scheduler, const mr_plan *plan, bool is_tainted);
+void mr_scheduler_abandon(mr_scheduler *scheduler, const mr_plan *plan); /* they are not */
 
 /* The token sampled for a sequence whose samples entry was committed: its next input. */
 void mr_sequence_append(mr_sequence *sequence, int32_t token);
+/* A held sequence is in no further plan until it is let go. */
+void mr_sequence_hold(mr_sequence *sequence, bool is_held);
 bool mr_sequence_is_running(const mr_sequence *sequence);
+/* How many tokens of its prompt were there already when it began. */
+uint32_t mr_sequence_cached_tokens(const mr_sequence *sequence);
+
+/* How many tokens of a prompt would be found published. */
+uint32_t mr_scheduler_match(const mr_scheduler *scheduler, const int32_t *prompt, uint32_t count);
 
 typedef struct {
-    uint32_t waiting, running;
-    uint32_t kv_blocks, kv_blocks_used;
+    uint32_t waiting, running, plans;
+    uint32_t kv_blocks, kv_blocks_used, kv_blocks_idle; /* idle: published, held by nobody */
+    uint64_t queued_tokens; /* prompt tokens to be computed, and 16 for each sequence */
 } mr_scheduler_state;
 mr_scheduler_state mr_scheduler_look(const mr_scheduler *scheduler);
 
