@@ -10,6 +10,7 @@
 #include "common/base/limits.h"
 #include "common/base/mem.h"
 #include "common/net/frames.h"
+#include "common/net/keys.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -108,6 +109,8 @@ mr_link *mr_link_new(const mr_link_home *home, int fd, const char *peer) {
 void mr_link_close(mr_link *link) {
     if (!link) return;
     link->home->close(link);
+    mr_link_set_key(link, NULL);
+    mr_seal_close(link->seal);
     free(link->out.data);
     free(link->in.data);
     free(link->peer);
@@ -148,9 +151,28 @@ void mr_link_abandon(mr_link *link) {
     link->is_begun = false;
 }
 
+/* What version 1 has no room for: answers of retrieval do not say how long they waited, and a frame
+ * of a type it does not know would end the session at the other side, so it ends here. */
+static bool suits_version_1(mr_link *link, mr_wire_header *header) {
+    if (mr_frame_version(header->type) == 1) {
+        if (header->type >= MR_FRAME_POOLED && header->type <= MR_FRAME_ROWS) header->budget_us = 0;
+        return true;
+    }
+    link->failure = mr_fail(&link->why, MR_ERR_UNSUPPORTED,
+                            "%s: a %s frame cannot be sent in a session of version 1", link->peer,
+                            mr_frame_name(header->type));
+    return false;
+}
+
 void mr_link_end(mr_link *link) {
     mr_queue *out = &link->out;
     assert(link->is_begun);
+    mr_wire_header *header = (void *)(out->data + link->begun_at);
+    if (link->version == 1 && !suits_version_1(link, header)) {
+        link->is_begun = false;
+        return;
+    }
+    if (link->seal) mr_seal_sign(link->seal, header, header + 1);
     if (link->begun_at != out->tail)
         memmove(out->data + out->tail, out->data + link->begun_at, link->begun_bytes);
     out->tail += link->begun_bytes;
@@ -164,6 +186,13 @@ mr_status mr_link_flush(mr_link *link, mr_err *err) {
     return status == MR_OK || status == MR_ERR_AGAIN ? status : fail_link(link, status, err);
 }
 
+mr_status mr_link_admit(mr_link *link, const mr_frame *frame, mr_err *err) {
+    if (link->seal) return mr_seal_check(link->seal, frame, err);
+    if (link->version == 0 || !(frame->header->flags & MR_FRAME_HAS_MAC)) return MR_OK;
+    return mr_fail(err, MR_ERR_UNSUPPORTED, "a %s frame with a MAC in a session without keys",
+                   mr_frame_name(frame->header->type));
+}
+
 mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err) {
     size_t missing;
     if (link->failure != MR_OK) return fail_link(link, link->failure, err);
@@ -173,6 +202,7 @@ mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err) {
     }
     for (;;) {
         mr_status status = mr_queue_frame(link->input, link, out, &missing, &link->why);
+        if (status == MR_OK) status = mr_link_admit(link, out, &link->why);
         if (status == MR_OK) {
             link->handed = HEADER_BYTES + (size_t)out->header->payload_bytes;
             return MR_OK;
@@ -207,6 +237,9 @@ bool mr_link_is_crowded(const mr_link *link) {
 }
 const char *mr_link_peer(const mr_link *link) {
     return link->peer;
+}
+uint16_t mr_link_version(const mr_link *link) {
+    return link->version;
 }
 uint64_t mr_link_bytes_sent(const mr_link *link) {
     return link->bytes_sent;

@@ -54,6 +54,9 @@ mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err);
 int mr_link_fd(const mr_link *link); /* -1 for a loop link */
 bool mr_link_wants_write(const mr_link *link);
 const char *mr_link_peer(const mr_link *link);
+/* Of the open session: in version 1 nothing may be sent that wire.h marks (2); a frame that is ends
+ * the link. 0 before it is open. */
+uint16_t mr_link_version(const mr_link *link);
 uint64_t mr_link_bytes_sent(const mr_link *link);
 uint64_t mr_link_bytes_received(const mr_link *link);
 /* In a server's handler: the model the session was opened for (zero before, and on loop links); the

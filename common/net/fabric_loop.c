@@ -7,6 +7,7 @@
 #include "common/net/link.h"
 
 #include "common/base/limits.h"
+#include "common/net/keys.h"
 
 #include <stdlib.h>
 
@@ -16,7 +17,8 @@ static mr_status loop_flush(mr_link *link, mr_err *err) {
         mr_frame frame;
         size_t missing;
         if (mr_link_is_backlogged(link->twin)) return MR_ERR_AGAIN;
-        const mr_status status = mr_queue_frame(&link->out, link, &frame, &missing, err);
+        mr_status status = mr_queue_frame(&link->out, link, &frame, &missing, err);
+        if (status == MR_OK) status = mr_link_admit(link->twin, &frame, err);
         if (status != MR_OK) return status == MR_ERR_AGAIN ? MR_ERR_FORMAT : status;
         const size_t bytes = sizeof(mr_wire_header) + (size_t)frame.header->payload_bytes;
         const size_t answered = mr_queue_bytes(&link->twin->out);
@@ -35,6 +37,7 @@ static mr_status loop_fill(mr_link *link, size_t missing, mr_err *err) {
 
 static void loop_close(mr_link *link) {
     if (!link->twin) return;
+    mr_seal_close(link->twin->seal);
     free(link->twin->out.data);
     free(link->twin->peer);
     free(link->twin);

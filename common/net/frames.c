@@ -29,11 +29,11 @@ const char *mr_frame_name(uint16_t type) {
     return name ? name : "unknown";
 }
 
-/* Types that came with version 2 are unknown to a session of version 1. */
-static bool is_new(uint16_t type) {
-    return type == MR_FRAME_ECHO || type == MR_FRAME_ECHOED ||
-           (type >= MR_FRAME_TOPK && type <= MR_FRAME_PREFETCH) || type == MR_FRAME_STAGE ||
-           type == MR_FRAME_HIDDEN;
+uint16_t mr_frame_version(uint16_t type) {
+    const bool is_new = type == MR_FRAME_ECHO || type == MR_FRAME_ECHOED ||
+                        (type >= MR_FRAME_TOPK && type <= MR_FRAME_PREFETCH) ||
+                        type == MR_FRAME_STAGE || type == MR_FRAME_HIDDEN;
+    return is_new ? 2 : 1;
 }
 
 static bool is_known(uint16_t type) {
@@ -68,19 +68,20 @@ mr_status mr_frame_check_header(const mr_wire_header *header, uint16_t version, 
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a frame of unknown type %u", header->type);
     const mr_status status = check_version(header, version, err);
     if (status != MR_OK) return status;
-    if (header->version < 2 && is_new(header->type))
-        return mr_fail(err, MR_ERR_UNSUPPORTED, "a %s frame in a session of version 1",
-                       mr_frame_name(header->type));
+    if (header->version < mr_frame_version(header->type))
+        return mr_fail(err, MR_ERR_UNSUPPORTED, "a %s frame in a session of version %u",
+                       mr_frame_name(header->type), header->version);
     if (header->payload_bytes > MR_MAX_FRAME_BYTES)
         return mr_fail(err, MR_ERR_LIMIT, "a %s frame of %u bytes; %d is the most",
                        mr_frame_name(header->type), header->payload_bytes, MR_MAX_FRAME_BYTES);
-    if (header->flags & MR_FRAME_HAS_MAC)
+    const bool has_mac = header->flags & MR_FRAME_HAS_MAC;
+    if (has_mac && header->version < 2)
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a %s frame with a MAC: version %u has no keys",
                        mr_frame_name(header->type), header->version);
-    if (header->flags != 0)
+    if (header->flags & ~(uint32_t)MR_FRAME_HAS_MAC)
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a %s frame with unknown flags %x",
                        mr_frame_name(header->type), header->flags);
-    if (header->reserved != 0 || !is_zero(header->mac, sizeof(header->mac)))
+    if (header->reserved != 0 || (!has_mac && !is_zero(header->mac, sizeof(header->mac))))
         return mr_fail(err, MR_ERR_FORMAT, "a %s frame whose reserved bytes are not zero",
                        mr_frame_name(header->type));
     if (header->status > 0 || header->status < MR_ERR_STALE)
@@ -117,12 +118,18 @@ mr_status mr_hello_check(const mr_wire_hello **out, const mr_frame *frame, mr_er
         hello->role_wanted < MR_ROLE_CLIENT || hello->role_wanted > MR_ROLE_MEMSHARD)
         return mr_fail(err, MR_ERR_FORMAT, "a HELLO from role %u to role %u: roles are 1 to 4",
                        hello->role, hello->role_wanted);
-    /* A later version may give these a meaning: only one that speaks no more than we do must not.
-     */
+    /* A later version may give further flags a meaning: only one that speaks no more than we do
+     * must not set them. */
+    const uint32_t known = hello->version_max >= 2 ? MR_HELLO_KEYED : 0;
     if (hello->version_max <= MR_WIRE_VERSION &&
-        (hello->flags != 0 || !is_zero(hello->nonce, sizeof(hello->nonce))))
+        ((hello->flags & ~known) ||
+         (!(hello->flags & MR_HELLO_KEYED) && !is_zero(hello->nonce, sizeof(hello->nonce)))))
         return mr_fail(err, MR_ERR_UNSUPPORTED,
-                       "a HELLO with flags or a nonce: version %u has neither", hello->version_max);
+                       "a HELLO with flags %x or a nonce that version %u does not have",
+                       hello->flags, hello->version_max);
+    if (hello->version_max <= MR_WIRE_VERSION &&
+        !(hello->flags & MR_HELLO_KEYED) != !(frame->header->flags & MR_FRAME_HAS_MAC))
+        return mr_fail(err, MR_ERR_FORMAT, "a HELLO that is keyed without a MAC, or the reverse");
     *out = hello;
     return MR_OK;
 }
@@ -154,7 +161,7 @@ mr_status mr_welcome_check(mr_welcome_view *out, const void *payload, size_t byt
                              (uint64_t)w->cell_count * sizeof(mr_wire_cell),
                          bytes, err);
     if (status != MR_OK) return status;
-    if (w->reserved != 0 || !is_zero(w->nonce, sizeof(w->nonce)))
+    if (w->reserved != 0 || (w->version < 2 && !is_zero(w->nonce, sizeof(w->nonce))))
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a WELCOME whose reserved bytes are not zero");
     const void *tail = w + 1;
     if (w->role == MR_ROLE_MEMSHARD) {
@@ -310,7 +317,9 @@ mr_status mr_done_check(mr_done_view *out, const mr_frame *frame, mr_err *err) {
     const uint32_t have = frame->header->payload_bytes;
     const mr_wire_done *fixed = (const void *)frame->payload;
     *out = (mr_done_view){0};
-    if (have == sizeof(*fixed)) { /* all there is in version 1 */
+    if (have == sizeof(*fixed) || frame->header->version < 2) { /* all there is in version 1 */
+        const mr_status whole = check_bytes("a DONE", sizeof(*fixed), have, err);
+        if (whole != MR_OK) return whole;
         out->fixed = fixed;
         return MR_OK;
     }

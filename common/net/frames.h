@@ -25,6 +25,8 @@ mr_status mr_frame_check_header(const mr_wire_header *header, uint16_t version, 
  * whole elements here; mr_answer_check compares them with what was asked. */
 mr_status mr_frame_check(const mr_frame *frame, mr_err *err);
 const char *mr_frame_name(uint16_t type); /* "RETRIEVE", or "unknown" */
+/* The first version of a session that has frames of this type. */
+uint16_t mr_frame_version(uint16_t type);
 
 /* --- sessions --------------------------------------------------------------------------------- */
 

@@ -38,14 +38,20 @@ struct mr_link {
     mr_err why;
     uint64_t bytes_sent, bytes_received;
     char *peer;
-    mr_digest digest; /* of the session's model */
-    uint32_t lane;    /* the server's thread */
-    int64_t seen_ns;  /* when that thread last looked */
-    bool is_crowded;  /* and has more to hand over */
-    mr_link *twin;    /* loop: the end that the handler answers on */
+    mr_digest digest;           /* of the session's model */
+    uint32_t lane;              /* the server's thread */
+    int64_t seen_ns;            /* when that thread last looked */
+    bool is_crowded;            /* and has more to hand over */
+    struct mr_seal *seal;       /* MACs of a keyed session; NULL: none */
+    struct mr_session_key *key; /* for the next session opened on it; owned, NULL: none */
+    mr_link *twin;              /* loop: the end that the handler answers on */
     mr_frame_handler handler;
     void *context;
 };
+
+/* What a frame that came whole must still prove: its MAC, in a keyed session. Once for each frame,
+ * in order. Before the session is open nothing is proved here: session.c does it. */
+mr_status mr_link_admit(mr_link *link, const mr_frame *frame, mr_err *err);
 
 mr_link *mr_link_new(const mr_link_home *home, int fd, const char *peer);
 

@@ -145,6 +145,19 @@ static mr_status answer_hello(serving *t, client *c, const mr_frame *frame, mr_e
     return mr_session_answer(c->link, frame, &offer, err);
 }
 
+/* What the server answers itself: that it is there, and bytes for those who measure. */
+static void answer_frame(mr_link *link, const mr_frame *frame) {
+    const bool is_echo = frame->header->type == MR_FRAME_ECHO;
+    const mr_wire_header header = {.type = is_echo ? MR_FRAME_ECHOED : MR_FRAME_PONG,
+                                   .request = frame->header->request};
+    const uint32_t bytes =
+        is_echo ? ((const mr_wire_echo *)(const void *)frame->payload)->reply_bytes : 0;
+    void *room = mr_link_begin(link, &header, bytes);
+    if (!room) return; /* cannot be: a link that is backlogged is not read from */
+    memset(room, 0, bytes);
+    mr_link_end(link);
+}
+
 static void take_frame(serving *t, client *c, const mr_frame *frame) {
     const mr_server_options *o = &t->server->options;
     mr_err err;
@@ -158,7 +171,7 @@ static void take_frame(serving *t, client *c, const mr_frame *frame) {
         return;
     }
     const uint16_t type = frame->header->type;
-    if (type != MR_FRAME_PING && type != MR_FRAME_HELLO) {
+    if (type != MR_FRAME_PING && type != MR_FRAME_HELLO && type != MR_FRAME_ECHO) {
         c->link->is_crowded = o->round_over && !t->is_ending &&
                               (t->is_crowded || mr_queue_bytes(&c->link->in) > c->link->handed);
         c->link->seen_ns = t->seen_ns;
@@ -173,8 +186,7 @@ static void take_frame(serving *t, client *c, const mr_frame *frame) {
         mr_session_refuse(c->link, frame->header->request, status, err.text);
         return;
     }
-    const mr_wire_header pong = {.type = MR_FRAME_PONG, .request = frame->header->request};
-    mr_link_send(c->link, &pong, NULL, 0);
+    answer_frame(c->link, frame);
 }
 
 /* Takes frames until there are none, answers pile up, or others should have their turn. */
@@ -448,6 +460,8 @@ static mr_session_offer make_offer(const mr_server_options *o, const void *tail)
         .cell_count = o->cell_count,
         .grid_rows = o->grid_rows,
         .grid_columns = o->grid_columns,
+        .keys = o->keys,
+        .is_key_required = o->is_key_required,
     };
 }
 

@@ -2,12 +2,12 @@
  * hand frames to a handler. Used by memshard (N threads) and worker (one thread beside the step
  * thread).
  *
- * A peer that sends garbage gets REFUSE with a sentence, one logged line and a closed link; the
- * other links do not notice. A peer that does not read its answers is not read from either once 4
- * MiB wait for it, and dropped when they have waited 30 seconds.
- * Threads: each serving thread has its own epoll set and its own links; the callbacks are called
- * in that thread and must be safe to run in several at once. open/close from one thread;
- * mr_server_wake from any. */
+ * PING and, in sessions of version 2, ECHO are answered here. A peer that sends garbage gets REFUSE
+ * with a sentence, one logged line and a closed link; the other links do not notice. A peer that
+ * does not read its answers is not read from either once 4 MiB wait for it, and dropped when they
+ * have waited 30 seconds. Threads: each serving thread has its own epoll set and its own links; the
+ * callbacks are called in that thread and must be safe to run in several at once. open/close from
+ * one thread; mr_server_wake from any. */
 #ifndef MR_NET_SERVER_H
 #define MR_NET_SERVER_H
 #include "common/net/session.h"
@@ -38,6 +38,8 @@ typedef struct {
                                                         * link is freed */
     void *context;
     uint32_t idle_timeout_ms; /* for a session that never says HELLO; 0: 5000 */
+    struct mr_keys *keys;     /* of keyed sessions (keys.h); borrowed; NULL: none are taken */
+    bool is_key_required;     /* sessions without a key are refused */
 } mr_server_options;
 
 mr_status mr_server_open(mr_server **out, const mr_server_options *options, mr_err *err);

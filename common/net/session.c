@@ -3,6 +3,7 @@
 
 #include "common/base/limits.h"
 #include "common/net/frames.h"
+#include "common/net/keys.h"
 #include "common/net/link.h"
 
 #include <string.h>
@@ -71,12 +72,58 @@ static mr_status judge(uint16_t *version, const mr_frame *frame, const mr_sessio
     return MR_OK;
 }
 
+/* The key of a keyed HELLO; key->id is 0 where the session has none. */
+static mr_status judge_key(mr_session_key *key, const mr_frame *frame,
+                           const mr_session_offer *offer, mr_err *err) {
+    const mr_wire_hello *hello = (const void *)frame->payload;
+    const char *own = mr_role_name((uint16_t)offer->role);
+    uint64_t id;
+    *key = (mr_session_key){0};
+    if (!(hello->flags & MR_HELLO_KEYED)) {
+        if (!offer->keys || !offer->is_key_required) return MR_OK;
+        return mr_fail(err, MR_ERR_MISMATCH, "this %s takes keyed sessions only", own);
+    }
+    if (!offer->keys)
+        return mr_fail(err, MR_ERR_MISMATCH,
+                       "this %s has no session keys; a keyed session was "
+                       "asked for",
+                       own);
+    memcpy(&id, hello->nonce, sizeof(id));
+    if (id == 0 || !mr_keys_find(offer->keys, id, key))
+        return mr_fail(err, MR_ERR_STALE, "session key %016llx is not known here, or has expired",
+                       (unsigned long long)id);
+    if (mr_hello_verify(key, frame->header, hello)) return MR_OK;
+    mr_key_wipe(key);
+    return mr_fail(err, MR_ERR_MISMATCH, "a HELLO whose MAC is wrong for session key %016llx",
+                   (unsigned long long)id);
+}
+
+/* From WELCOME on every frame is sealed. */
+static mr_status seal_answer(mr_link *reply, mr_wire_welcome *welcome, mr_session_key *key,
+                             const mr_frame *frame, mr_err *err) {
+    mr_session_key salt;
+    if (key->id == 0) return MR_OK;
+    const mr_status status = mr_key_make(&salt, err);
+    if (status != MR_OK) return status;
+    memcpy(welcome->nonce, &key->id, sizeof(key->id));
+    memcpy(welcome->nonce + sizeof(key->id), salt.bytes, sizeof(welcome->nonce) - sizeof(key->id));
+    reply->seal =
+        mr_seal_open(key, frame->header, (const void *)frame->payload, welcome->nonce, true);
+    mr_key_wipe(key);
+    return reply->seal ? MR_OK : mr_fail(err, MR_ERR_NOMEM, "this build's libcrypto has no GMAC");
+}
+
 mr_status mr_session_answer(mr_link *reply, const mr_frame *frame, const mr_session_offer *offer,
                             mr_err *err) {
     uint16_t version = 0;
     const uint64_t request = frame->header->request;
-    const mr_status status = judge(&version, frame, offer, err);
+    mr_session_key key = {0};
+    mr_status status = judge(&version, frame, offer, err);
+    if (status == MR_OK) status = judge_key(&key, frame, offer, err);
+    if (status == MR_OK && key.id != 0 && version < 2)
+        status = mr_fail(err, MR_ERR_MISMATCH, "a keyed session needs version 2");
     if (status != MR_OK) {
+        mr_key_wipe(&key);
         mr_session_refuse(reply, request, status, err->text);
         return status;
     }
@@ -92,6 +139,11 @@ mr_status mr_session_answer(mr_link *reply, const mr_frame *frame, const mr_sess
         .grid_columns = offer->grid_columns,
     };
     memcpy(welcome.digest, offer->digest.bytes, sizeof(welcome.digest));
+    status = seal_answer(reply, &welcome, &key, frame, err);
+    if (status != MR_OK) {
+        mr_session_refuse(reply, request, status, err->text);
+        return status;
+    }
     uint8_t *room = mr_link_begin(reply, &header, (uint32_t)sizeof(welcome) + offer->tail_bytes);
     if (!room) return mr_fail(err, MR_ERR_NOMEM, "no memory for a WELCOME");
     memcpy(room, &welcome, sizeof(welcome));
@@ -102,8 +154,28 @@ mr_status mr_session_answer(mr_link *reply, const mr_frame *frame, const mr_sess
 
 /* --- the side that connects ------------------------------------------------------------------- */
 
-static mr_status send_hello(mr_link *link, const mr_session_hello *h, int64_t deadline_ns,
-                            mr_err *err) {
+/* HELLO as it was sent: a keyed session's keys depend on it. */
+typedef struct {
+    mr_wire_header header;
+    mr_wire_hello hello;
+} sent_hello;
+
+/* What a keyed HELLO has more: the key's id, a salt and the MAC, which covers all of it. */
+static mr_status sign_hello(sent_hello *sent, const mr_session_key *key, mr_err *err) {
+    mr_session_key salt;
+    const mr_status status = mr_key_make(&salt, err);
+    if (status != MR_OK) return status;
+    sent->hello.version_min = 2;
+    sent->hello.flags = MR_HELLO_KEYED;
+    memcpy(sent->hello.nonce, &key->id, sizeof(key->id));
+    memcpy(sent->hello.nonce + sizeof(key->id), salt.bytes,
+           sizeof(sent->hello.nonce) - sizeof(key->id));
+    mr_hello_sign(key, &sent->header, &sent->hello);
+    return MR_OK;
+}
+
+static mr_status send_hello(sent_hello *sent, mr_link *link, const mr_session_hello *h,
+                            int64_t deadline_ns, mr_err *err) {
     const mr_wire_header header = {.type = MR_FRAME_HELLO};
     mr_wire_hello hello = {
         .version_min = MR_WIRE_VERSION_MIN,
@@ -113,7 +185,15 @@ static mr_status send_hello(mr_link *link, const mr_session_hello *h, int64_t de
         .frame_bytes_max = MR_MAX_FRAME_BYTES,
     };
     memcpy(hello.digest, h->digest.bytes, sizeof(hello.digest));
-    mr_link_send(link, &header, &hello, sizeof(hello));
+    sent_hello *room = mr_link_begin(link, &header, sizeof(hello));
+    if (!room) return mr_fail(err, MR_ERR_NOMEM, "no memory for a HELLO");
+    room = (void *)((uint8_t *)room - sizeof(mr_wire_header));
+    memcpy(&sent->header, &room->header, sizeof(sent->header));
+    sent->hello = hello;
+    const mr_status sealed = link->key ? sign_hello(sent, link->key, err) : MR_OK;
+    memcpy(room, sent, sizeof(*sent));
+    mr_link_end(link);
+    if (sealed != MR_OK) return sealed;
     for (;;) {
         mr_status status = mr_link_flush(link, err);
         if (status != MR_ERR_AGAIN) return status;
@@ -161,16 +241,37 @@ static mr_status check_welcome(const mr_frame *frame, const mr_session_hello *h,
     return MR_OK;
 }
 
+/* A keyed WELCOME has the server's salt, and proves with its MAC that the server has the key. */
+static mr_status open_seal(mr_link *link, const sent_hello *sent, const mr_frame *frame,
+                           mr_err *err) {
+    static const uint8_t none[16];
+    const mr_wire_welcome *welcome = (const void *)frame->payload;
+    const bool has_mac = frame->header->flags & MR_FRAME_HAS_MAC;
+    if (!link->key) {
+        if (!has_mac && memcmp(welcome->nonce, none, sizeof(none)) == 0) return MR_OK;
+        return mr_fail(err, MR_ERR_FORMAT, "answered a HELLO without a key with a keyed WELCOME");
+    }
+    if (!has_mac || memcmp(welcome->nonce, &link->key->id, sizeof(link->key->id)) != 0)
+        return mr_fail(err, MR_ERR_MISMATCH,
+                       "does not speak with our session key %016llx: it may have none",
+                       (unsigned long long)link->key->id);
+    link->seal = mr_seal_open(link->key, &sent->header, &sent->hello, welcome->nonce, false);
+    if (!link->seal) return mr_fail(err, MR_ERR_NOMEM, "this build's libcrypto has no GMAC");
+    return mr_seal_check(link->seal, frame, err);
+}
+
 mr_status mr_session_open(mr_link *link, const mr_session_hello *hello, int64_t deadline_ns,
                           void *welcome_bytes, size_t room, size_t *bytes, mr_err *err) {
     mr_frame frame;
+    sent_hello sent = {0};
     uint16_t version = 0;
     *bytes = 0;
-    mr_status status = send_hello(link, hello, deadline_ns, err);
+    mr_status status = send_hello(&sent, link, hello, deadline_ns, err);
     if (status != MR_OK) return status;
     status = wait_answer(link, &frame, deadline_ns, err);
     if (status != MR_OK) return status;
     status = check_welcome(&frame, hello, &version, err);
+    if (status == MR_OK) status = open_seal(link, &sent, &frame, err);
     if (status != MR_OK) return mr_fail_prefix(err, status, "%s", mr_link_peer(link));
     link->version = version;
     *bytes = frame.header->payload_bytes;

@@ -3,7 +3,8 @@
  *
  * HELLO states a range of versions; the highest that both speak is chosen. Roles must meet, the
  * digests must be equal unless the asker left its own at zero. A refusal says both sides' values.
- */
+ * A keyed HELLO must carry a good MAC; one with a key that is not known (any more) is refused as
+ * stale: the asker fetches a newer key and tries again. */
 #ifndef MR_NET_SESSION_H
 #define MR_NET_SESSION_H
 #include "common/net/fabric.h"
@@ -15,6 +16,8 @@ typedef struct {
     const void *tail; /* what follows mr_wire_welcome: cells or worker info */
     uint32_t tail_bytes;
     uint32_t cell_count, grid_rows, grid_columns;
+    struct mr_keys *keys; /* keyed sessions are taken with these (keys.h); NULL: none are */
+    bool is_key_required; /* and no others */
 } mr_session_offer;
 
 /* The highest version in both ranges; 0 when they do not meet. */

@@ -6,6 +6,7 @@
  *   2  the payload of a RETRIEVE, given to a small memshard
  *   3  the payload of a HELLO, answered as a memshard would
  *   4  a static registry file
+ *   5  the payload of a TOPK; what it is answered with is laid out for the layer that follows it
  * What is refused must come with a sentence; what is answered must have the size that was asked. */
 #include "common/base/log.h"
 #include "common/net/frames.h"
@@ -80,7 +81,7 @@ static void make_frame(exact_frame *f, uint16_t type, int32_t status, const uint
                        size_t bytes) {
     if (bytes > MR_MAX_FRAME_BYTES) bytes = MR_MAX_FRAME_BYTES;
     f->header = (mr_wire_header){.magic = MR_WIRE_MAGIC,
-                                 .version = 1,
+                                 .version = MR_WIRE_VERSION,
                                  .type = type,
                                  .payload_bytes = (uint32_t)bytes,
                                  .request = 9,
@@ -194,6 +195,30 @@ static void take_hello(const uint8_t *data, size_t bytes) {
     free(f.payload);
 }
 
+/* Offsets that are laid out lie in order within the frame. */
+static void take_topk(const uint8_t *data, size_t bytes) {
+    uint32_t layer[4];
+    mr_topk_answer_layout at;
+    mr_topk_view view;
+    exact_frame f;
+    mr_err err = {{0}};
+    if (bytes < sizeof(layer)) return;
+    memcpy(layer, data, sizeof(layer));
+    make_frame(&f, MR_FRAME_TOPK, 0, data + sizeof(layer), bytes - sizeof(layer));
+    if (mr_topk_check(&view, &f.frame, &err) == MR_OK) {
+        const uint32_t tokens = view.fixed->tokens;
+        if (mr_chosen_lay_out(&at, tokens, layer[0], layer[1], layer[2], &err) == MR_OK)
+            assert(at.bytes <= MR_MAX_FRAME_BYTES && at.row <= at.score && at.slot <= at.score &&
+                   at.score <= at.index && at.index <= at.bytes);
+        if (view.fixed->wants == MR_TOPK_POOLED &&
+            mr_topk_pooled_lay_out(&at, view.fixed, layer[2], layer[3], &err) == MR_OK)
+            assert(at.value_exponent + 2ull * tokens <= at.bytes && at.bytes <= MR_MAX_FRAME_BYTES);
+    } else {
+        assert(strlen(err.text) > 0);
+    }
+    free(f.payload);
+}
+
 static void take_registry(const uint8_t *data, size_t bytes) {
     mr_registry registry;
     mr_err err = {{0}};
@@ -229,6 +254,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         break;
     case 4:
         take_registry(data, bytes);
+        break;
+    case 5:
+        take_topk(data, bytes);
         break;
     default:
         break;

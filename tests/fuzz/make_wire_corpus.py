@@ -12,10 +12,12 @@ import sys
 MAGIC = 0x314B524D
 HELLO, WELCOME, REFUSE, PING, ERROR, RETRIEVE, STEP, SAMPLED, LOGITS, DONE = (
     1, 2, 3, 4, 6, 16, 32, 33, 34, 35)
+ECHO, ECHOED, TOPK, CHOSEN, CANCEL, PREFETCH, STAGE, HIDDEN = (7, 8, 20, 21, 22, 23, 36, 37)
+NEW = (ECHO, ECHOED, TOPK, CHOSEN, CANCEL, PREFETCH, STAGE, HIDDEN)  # with version 2
 
 
 def header(kind, payload, request=9, status=0):
-    return struct.pack("<IHHIIQQIi16sQ", MAGIC, 1, kind, len(payload), 0, request, 0, 0, status,
+    return struct.pack("<IHHIIQQIi16sQ", MAGIC, 2 if kind in NEW else 1, kind, len(payload), 0, request, 0, 0, status,
                        bytes(16), 0)
 
 
@@ -27,8 +29,8 @@ def pad8(data):
     return data + bytes(-len(data) % 8)
 
 
-def hello(low=1, high=1, digest=bytes(32)):
-    return struct.pack("<HHHHII32s16s", low, high, 3, 4, 1 << 20, 0, digest, bytes(16))
+def hello(low=1, high=1, digest=bytes(32), flags=0, nonce=bytes(16)):
+    return struct.pack("<HHHHII32s16s", low, high, 3, 4, 1 << 20, flags, digest, nonce)
 
 
 def retrieve(mode, layer, counts, rows, cores=0, slots=1, bits=0, gelu=0, slot=b"", x_columns=0):
@@ -53,6 +55,26 @@ def welcome():
         "<II", 0, 1)
 
 
+def topk(wants, tokens, query_columns, x_columns, bits):
+    floats = tokens * (query_columns + x_columns)
+    return struct.pack("<IIHHIIIII", 1, 0, wants, bits, tokens, query_columns, x_columns, 0, 0) + b"".join(
+        pad8(struct.pack(f"<{tokens * n}f", *([0.5] * tokens * n)))
+        for n in (query_columns, x_columns) if n and floats)
+
+
+def prefetch():
+    return struct.pack("<IIII", 1, 0, 3, 0) + pad8(struct.pack("<III", 1, 5, 31))
+
+
+def hidden(kind, kinds, layer):
+    return struct.pack("<HHIIIiI", kind, kinds, 0, 2, 2, layer, 0) + struct.pack("<4f", 1, 2, 3, 4)
+
+
+def done_more():
+    return struct.pack("<QQQQ", 1, 2, 3, 4) + struct.pack("<8I", 2, 1, 0, 0, 5, 6, 7, 0) + struct.pack(
+        "<QQ", 8, 9)
+
+
 REGISTRY = (b'{"cluster":"c","model":"m","digest":"' + b"ab" * 32 + b'","grid":"2x1",'
             b'"memshards":[{"id":0,"address":"127.0.0.1:7001"},{"id":1,"address":"[::1]:7002"}],'
             b'"workers":[{"id":0,"address":"unix:/tmp/w"}],"coordinators":[]}')
@@ -70,10 +92,18 @@ def seeds():
                 "ping": (PING, b"", 0), "pool": (RETRIEVE, pool, 0), "step": (STEP, step(), 0),
                 "sampled": (SAMPLED, sampled, 0), "logits": (LOGITS, logits, 0),
                 "done": (DONE, struct.pack("<QQQQ", 1, 2, 3, 4), 0)}
+    new = {"echo": (ECHO, struct.pack("<II", 64, 0) + b"any bytes", 0), "echoed": (ECHOED, b"12345", 0),
+           "topk_ids": (TOPK, topk(1, 2, 4, 0, 0), 0), "topk_pooled": (TOPK, topk(2, 2, 3, 4, 64), 0),
+           "chosen": (CHOSEN, bytes(64), 0), "cancel": (CANCEL, b"", 0), "prefetch": (PREFETCH, prefetch(), 0),
+           "stage": (STAGE, step(), 0), "hidden_stream": (HIDDEN, hidden(0, 3, -1), 0),
+           "hidden_pending": (HIDDEN, hidden(1, 3, 4), 0)}
     stream = b"".join(frame(kind, payload, status=status) for kind, payload, status in payloads.values())
     yield "stream_bytes", b"\x00\x00" + frame(HELLO, hello()) + frame(PING) + frame(RETRIEVE, pool)
     yield "stream_pieces", b"\x00\x20" + stream
-    for name, (kind, payload, status) in payloads.items():
+    yield "stream_new", b"\x00\x20" + frame(HELLO, hello(1, 2)) + b"".join(
+        frame(kind, payload, status=status) for kind, payload, status in new.values())
+    more = {"done_more": (DONE, done_more(), 0)}
+    for name, (kind, payload, status) in (payloads | new | more).items():
         yield "frame_" + name, b"\x01" + struct.pack("<Hi", kind, status) + payload
     for name, payload in (("pool", pool), ("gated", gated), ("dot", dot), ("gather", gather)):
         yield "retrieve_" + name, b"\x02" + payload
@@ -81,6 +111,9 @@ def seeds():
     yield "hello_range", b"\x03" + hello(1, 2)
     yield "hello_new", b"\x03" + hello(2, 3)
     yield "hello_digest", b"\x03" + hello(digest=bytes([1, 2]) + bytes(30))
+    yield "hello_keyed", b"\x03" + hello(2, 2, flags=1, nonce=bytes(range(16)))
+    for name, payload in (("ids", topk(1, 2, 4, 0, 0)), ("pooled", topk(2, 2, 3, 4, 64))):
+        yield "topk_" + name, b"\x05" + struct.pack("<IIII", 84, 2, 4, 1024) + payload
     yield "registry", b"\x04" + REGISTRY
 
 

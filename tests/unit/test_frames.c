@@ -409,8 +409,11 @@ static void test_step_answers(void **state) {
 /* The seeds of fuzz_wire were laid out by a Python script from proto/wire.h: a second opinion. */
 static void test_frames_of_another_hand(void **state) {
     (void)state;
-    static const char *const names[] = {"hello", "welcome", "refuse", "error", "ping", "pool",
-                                        "step",  "sampled", "logits", "done",  NULL};
+    static const char *const names[] = {
+        "hello",     "welcome", "refuse",        "error",          "ping",     "pool",
+        "step",      "sampled", "logits",        "done",           "echo",     "echoed",
+        "topk_ids",  "chosen",  "topk_pooled",   "cancel",         "prefetch", "stage",
+        "done_more", "hello",   "hidden_stream", "hidden_pending", NULL};
     static const char *const retrievals[] = {"pool", "gated", "dot", "gather", NULL};
     char path[512];
     char *data;
