@@ -31,7 +31,7 @@ ARROWS = {
 # foreign header -> the files (prefixes) that may include it
 HOMES = {
     r"jansson\.h": ["common/base/json", "tests/"],
-    r"openssl/": ["common/base/hash", "common/net/keys"],
+    r"openssl/": ["common/base/hash", "common/net/keys", "common/net/rpc_tls"],
     r"pcre2\.h": ["common/model/tokenizer"],
     r"event2?[/.]": ["coordinator/", "tests/"],
     r"curl/": ["cli/logits_remote"],
