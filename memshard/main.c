@@ -19,6 +19,7 @@ static const char component[] = "memrack-memshard";
 typedef struct {
     const char *model, *grid, *listen, *isa;
     int64_t index, of, threads, ready_fd;
+    bool keys;
 } settings;
 
 static int parse(settings *s, int argc, char **argv) {
@@ -33,6 +34,8 @@ static int parse(settings *s, int argc, char **argv) {
         {"listen", 'l', MR_OPT_TEXT, &s->listen, 0, 0, "ADDR",
          "host:port (port 0: any) or unix:PATH (127.0.0.1:0)"},
         {"threads", 't', MR_OPT_INT, &s->threads, 1, MR_MAX_THREADS, "N", "serving threads (2)"},
+        {"keys", 'k', MR_OPT_FLAG, &s->keys, 0, 0, NULL,
+         "hold all product keys too, so that workers may leave the scoring to this shard"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
          "write the address to this descriptor when ready"},
@@ -118,7 +121,8 @@ static mr_status run(const settings *s, mr_err *err) {
     status = mr_memshard_open(&shard, model, &manifest, ops, grid, (uint32_t)s->index,
                               (uint32_t)s->of, err);
     if (status != MR_OK) goto free_manifest;
-    status = serve(s, &manifest, grid, shard, err);
+    if (s->keys) status = mr_memshard_open_keys(shard, model, err);
+    if (status == MR_OK) status = serve(s, &manifest, grid, shard, err);
     mr_memshard_close(shard);
 free_manifest:
     mr_manifest_free(&manifest);

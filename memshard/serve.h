@@ -25,6 +25,9 @@ mr_status mr_memshard_open(mr_memshard **out, const mr_model *model, const mr_ma
 mr_status mr_memshard_open_source(mr_memshard **out, const mr_store_source *source,
                                   const mr_ops *ops, mr_grid grid, uint32_t shard_index,
                                   uint32_t shard_count, mr_err *err);
+/* Holds the product keys of all memory layers beside the cells: TOPK is answered then. Before the
+ * first request; refused with both figures where memory is short. */
+mr_status mr_memshard_open_keys(mr_memshard *shard, const mr_model *model, mr_err *err);
 void mr_memshard_close(mr_memshard *shard); /* NULL is fine */
 
 /* What open would hold. */
