@@ -19,6 +19,7 @@ static const struct {
     {"chat", mr_cmd_chat, "talk with a model in the terminal"},
     {"logits", mr_cmd_logits, "compute logits of token ids in a safetensors file"},
     {"inspect", mr_cmd_inspect, "show what a model is and what it needs"},
+    {"split", mr_cmd_split, "write a model's manifest: grid, maxima, norms, checksums"},
     {"synth", mr_cmd_synth, "write a random model of a named shape"},
 };
 enum { COMMAND_COUNT = sizeof(commands) / sizeof(commands[0]) };

@@ -76,6 +76,9 @@ typedef struct {
     const void *context;
     /* The rest may be NULL. Checksums of a side (false: not known), borrowed until close. */
     bool (*checks)(const void *context, mr_checks *out, uint32_t table, bool pre_values);
+    /* CRC32C of a cell's side, row after row of its slice (false: not known). */
+    bool (*cell_check)(const void *context, uint32_t *out, mr_grid grid, uint32_t table,
+                       bool pre_values, uint32_t cell);
     /* The file of a side: for tiers, and for sentences. */
     bool (*file)(const void *context, mr_file_part *out, uint32_t table, bool pre_values);
     /* Instead of map: writes rows of a cell's slice, each stride_bytes after the one before. */

@@ -176,6 +176,31 @@ static void remember_copy(const side *s) {
     }
 }
 
+/* Rows that came from elsewhere than a file are compared as a whole. */
+static mr_status check_copied(const side *s, mr_err *err) {
+    const mr_held *held = s->held;
+    const mr_store_source *source = held->source;
+    uint32_t wanted, crc = 0;
+    if (held->options.no_verify) return MR_OK;
+    if (!source->cell_check ||
+        !source->cell_check(source->context, &wanted, held->grid, s->table, s->is_pre, held->id))
+        return mr_fail(
+            err, MR_ERR_UNSUPPORTED,
+            "the manifest has no checksums of the cells of grid %ux%u, so rows of a peer "
+            "cannot be checked: run memrack split with this grid",
+            held->grid.row_groups, held->grid.width_slices);
+    const uint8_t *row = s->kept->copy;
+    for (uint64_t r = 0; r < s->rows.count; r++, row += s->stride * s->element_bytes)
+        crc = mr_crc32c(crc, row, (size_t)s->columns * s->element_bytes);
+    if (crc == wanted) return MR_OK;
+    return mr_fail(
+        err, MR_ERR_FORMAT,
+        "table %u, %s of cell %u (rows %llu to %llu) from %s do not match the manifest's "
+        "checksum",
+        s->table, s->is_pre ? "pre-values" : "values", held->id, (unsigned long long)s->rows.first,
+        (unsigned long long)(s->rows.first + s->rows.count - 1), path_of(s));
+}
+
 /* Walks the rows once. */
 static mr_status keep_slice(const side *s, uint64_t bytes, mr_err *err) {
     const mr_store_source *source = s->held->source;
@@ -194,6 +219,7 @@ static mr_status keep_slice(const side *s, uint64_t bytes, mr_err *err) {
         to += rows * stride_bytes;
         done += rows;
     }
+    if (status == MR_OK && source->copy) status = check_copied(s, err);
     if (status == MR_OK) remember_copy(s);
     return status;
 }

@@ -59,11 +59,12 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     pass_on(number, info, context);
 }
 
-static void install(void) {
+void mr_guard_install(void) {
+    struct sigaction old, action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
     page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
-    struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER};
     sigemptyset(&action.sa_mask);
-    sigaction(SIGBUS, &action, &before);
+    sigaction(SIGBUS, &action, &old);
+    if (!(old.sa_flags & SA_SIGINFO) || old.sa_sigaction != on_fault) before = old;
 }
 
 /* A free slot's number, or -1. lock held on entry. */
@@ -82,7 +83,7 @@ static int take_slot(void) {
 
 int mr_guard_add(void *base, size_t bytes, _Atomic uint32_t *flag) {
     if (!base || bytes == 0) return -1;
-    pthread_once(&once, install);
+    pthread_once(&once, mr_guard_install);
     pthread_mutex_lock(&lock);
     const int number = take_slot();
     if (number >= 0) {

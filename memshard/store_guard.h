@@ -15,6 +15,7 @@
  * 1 at the first fault and lives until remove. The first call installs the handler. */
 enum { MR_GUARDS_MAX = 1 << 20 };
 int mr_guard_add(void *base, size_t bytes, _Atomic uint32_t *flag);
+void mr_guard_install(void);    /* again, where somebody else took SIGBUS over since */
 void mr_guard_remove(int slot); /* before the range is unmapped; -1 is fine */
 
 #endif

@@ -31,6 +31,20 @@ static bool file_of(const void *context, mr_file_part *out, uint32_t table, bool
     return true;
 }
 
+static bool checks_of(const void *context, mr_checks *out, uint32_t table, bool pre_values) {
+    const mr_model_tables *t = context;
+    const mr_tensor *tensor = tensor_of(t, table, pre_values);
+    if (!tensor) return false;
+    *out = mr_manifest_checks(t->manifest, t->model, tensor);
+    return out->crc != NULL;
+}
+
+static bool cell_check_of(const void *context, uint32_t *out, mr_grid grid, uint32_t table,
+                          bool pre_values, uint32_t cell) {
+    const mr_model_tables *t = context;
+    return mr_manifest_cell_check(out, t->manifest, grid, table, pre_values, cell);
+}
+
 mr_status mr_model_tables_open(mr_model_tables **out, const mr_model *model,
                                const mr_manifest *manifest, mr_err *err) {
     const uint32_t layer_count = mr_model_memory_count(model);
@@ -53,6 +67,8 @@ mr_status mr_model_tables_open(mr_model_tables **out, const mr_model *model,
                                   .table_count = table_count,
                                   .map = map_tensor,
                                   .context = t,
+                                  .checks = checks_of,
+                                  .cell_check = cell_check_of,
                                   .file = file_of};
     *out = t;
     return MR_OK;

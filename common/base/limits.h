@@ -10,7 +10,8 @@
 
 enum {
     /* model files */
-    MR_MAX_CONFIG_BYTES = 16 << 20,              /* config.json, tokenizer_config.json, manifest */
+    MR_MAX_CONFIG_BYTES = 16 << 20,              /* config.json, tokenizer_config.json */
+    MR_MAX_MANIFEST_BYTES = 256 << 20,           /* 8 bytes a MiB of the model */
     MR_MAX_TOKENIZER_BYTES = 64 << 20,           /* tokenizer.json */
     MR_MAX_SAFETENSORS_HEADER_BYTES = 100 << 20, /* as the official reader */
     MR_MAX_TENSORS = 1 << 20,

@@ -1,238 +1,286 @@
-/* manifest.c - see manifest.h. One pass reads every byte once: it hashes, checks that every float
- * is finite, and takes the tables' maxima on the way. */
-#include "common/model/manifest.h"
-
+/* manifest.c - manifests as files: read as untrusted input, written, found; see manifest.h. */
 #include "common/base/file.h"
 #include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
+#include "common/model/manifest_impl.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { MANIFEST_VERSION = 1, CHUNK_BYTES = 8 << 20 };
+enum { MANIFEST_VERSION = 2, CHUNK_BYTES_MIN = 4096, CHUNK_BYTES_MAX = 64 << 20 };
 
-typedef struct {
-    const mr_model *model;
-    mr_manifest *manifest;
-    mr_sha256 *hash;
-    mr_progress progress;
-    void *progress_context;
-    uint64_t done_bytes, total_bytes;
-} pass;
-
-/* What one chunk of floats adds. */
-typedef struct {
-    uint32_t max_bits; /* of |value|, as fp32 bits: integers order like floats */
-    double square_sum;
-} chunk_facts;
-
-static chunk_facts look_f32(const uint8_t *data, uint64_t count) {
-    chunk_facts facts = {0, 0};
-    double sums[8] = {0};
-    for (uint64_t i = 0; i < count; i++) {
-        uint32_t bits;
-        float value;
-        memcpy(&bits, data + 4 * i, sizeof(bits));
-        memcpy(&value, data + 4 * i, sizeof(value));
-        bits &= 0x7fffffffu;
-        if (bits > facts.max_bits) facts.max_bits = bits;
-        sums[i & 7] += (double)value * (double)value;
-    }
-    for (int i = 0; i < 8; i++) facts.square_sum += sums[i];
-    return facts;
+static uint64_t cells_of(const mr_manifest *m) {
+    return (uint64_t)m->grid.row_groups * m->grid.width_slices;
 }
 
-static chunk_facts look_bf16(const uint8_t *data, uint64_t count) {
-    chunk_facts facts = {0, 0};
-    double sums[8] = {0};
-    for (uint64_t i = 0; i < count; i++) {
-        uint16_t half;
-        memcpy(&half, data + 2 * i, sizeof(half));
-        const uint32_t bits = (uint32_t)(half & 0x7fffu) << 16;
-        const double value = (double)mr_bf16_to_f32(half);
-        if (bits > facts.max_bits) facts.max_bits = bits;
-        sums[i & 7] += value * value;
-    }
-    for (int i = 0; i < 8; i++) facts.square_sum += sums[i];
-    return facts;
+static uint64_t chunks_of(const mr_manifest *m, const mr_tensor *t) {
+    return mr_chunk_count(t->bytes, m->chunk_bytes);
 }
 
-static mr_status refuse_non_finite(const pass *p, const mr_tensor *t, const uint8_t *data,
-                                   mr_element element, uint64_t first, uint64_t count,
-                                   mr_err *err) {
-    const uint64_t columns = t->dims ? t->shape[t->dims - 1] : 1;
-    for (uint64_t i = 0; i < count; i++) {
-        const float value = mr_element_at(data, element, i);
-        if (isfinite(value)) continue;
-        return mr_fail(err, MR_ERR_FORMAT, "%s: tensor %.200s holds %f at row %llu, column %llu",
-                       mr_model_file(p->model, t), t->name, (double)value,
-                       (unsigned long long)((first + i) / columns),
-                       (unsigned long long)((first + i) % columns));
-    }
-    return MR_OK;
+void mr_manifest_init(mr_manifest *out, const mr_model *model, mr_grid grid) {
+    *out = (mr_manifest){.table_count = mr_model_table_count(model),
+                         .grid = grid,
+                         .chunk_bytes = MR_CHUNK_BYTES,
+                         .tensor_count = mr_model_tensor_count(model)};
+    out->tables = mr_alloc_array(out->table_count, sizeof(*out->tables));
+    out->crc = mr_alloc_array(out->tensor_count, sizeof(*out->crc));
+    for (uint32_t i = 0; i < out->tensor_count; i++)
+        out->crc[i] = mr_alloc_array(chunks_of(out, mr_model_tensor(model, i)), sizeof(uint32_t));
+    if (cells_of(out) == 0) return;
+    for (uint32_t i = 0; i < out->table_count; i++)
+        for (int pre = 0; pre < 2; pre++)
+            if (pre == 0 || mr_model_table(model, i)->pre_values)
+                out->tables[i].cell_crc[pre] = mr_alloc_array(cells_of(out), sizeof(uint32_t));
 }
 
-/* The largest norm of the rows of one pre-value tensor: rows are short, so one at a time. */
-static double largest_norm(const uint8_t *data, mr_element element, uint64_t rows,
-                           uint64_t columns) {
-    double largest = 0;
-    for (uint64_t r = 0; r < rows; r++) {
-        double sum = 0;
-        for (uint64_t c = 0; c < columns; c++) {
-            const double value = (double)mr_element_at(data, element, r * columns + c);
-            sum += value * value;
-        }
-        if (sum > largest) largest = sum;
-    }
-    return sqrt(largest);
+void mr_manifest_free(mr_manifest *manifest) {
+    for (uint32_t i = 0; i < manifest->tensor_count && manifest->crc; i++) free(manifest->crc[i]);
+    for (uint32_t i = 0; i < manifest->table_count && manifest->tables; i++)
+        for (int pre = 0; pre < 2; pre++) free(manifest->tables[i].cell_crc[pre]);
+    free(manifest->crc);
+    free(manifest->tables);
+    *manifest = (mr_manifest){0};
 }
 
-/* Which table's values (1) or pre-values (2) a tensor is; 0: neither. */
-static int role_of(const pass *p, const mr_tensor *t, mr_table_facts **facts) {
-    *facts = NULL;
-    for (uint32_t i = 0; i < mr_model_table_count(p->model); i++) {
-        const mr_table_shape *shape = mr_model_table(p->model, i);
-        *facts = &p->manifest->tables[i];
-        if (shape->values == t) return 1;
-        if (shape->pre_values == t) return 2;
-    }
-    return 0;
+mr_checks mr_manifest_checks(const mr_manifest *manifest, const mr_model *model,
+                             const mr_tensor *tensor) {
+    return (mr_checks){.crc =
+                           manifest->crc ? manifest->crc[tensor - mr_model_tensor(model, 0)] : NULL,
+                       .bytes = tensor->bytes,
+                       .chunk_bytes = manifest->chunk_bytes};
 }
 
-static mr_status pass_floats(pass *p, const mr_tensor *t, mr_element element, const uint8_t *data,
-                             uint64_t first, uint64_t count, double *square_sum, mr_err *err) {
-    mr_table_facts *facts;
-    const int role = role_of(p, t, &facts);
-    const chunk_facts chunk = element == MR_F32 ? look_f32(data, count) : look_bf16(data, count);
-    if (chunk.max_bits >= 0x7f800000u)
-        return refuse_non_finite(p, t, data, element, first, count, err);
-    *square_sum += chunk.square_sum;
-    if (role == 1) {
-        float largest;
-        memcpy(&largest, &chunk.max_bits, sizeof(largest));
-        if ((double)largest > facts->value_max) facts->value_max = (double)largest;
-    } else if (role == 2) {
-        const uint64_t columns = t->shape[1];
-        const double norm = largest_norm(data, element, count / columns, columns);
-        if (norm > facts->pre_norm_max) facts->pre_norm_max = norm;
-    }
-    return MR_OK;
+bool mr_manifest_cell_check(uint32_t *out, const mr_manifest *manifest, mr_grid grid,
+                            uint32_t table, bool pre_values, uint32_t cell) {
+    if (grid.row_groups != manifest->grid.row_groups ||
+        grid.width_slices != manifest->grid.width_slices || table >= manifest->table_count ||
+        cell >= cells_of(manifest) || !manifest->tables[table].cell_crc[pre_values])
+        return false;
+    *out = manifest->tables[table].cell_crc[pre_values][cell];
+    return true;
 }
 
-static mr_status pass_tensor(pass *p, const mr_tensor *t, mr_err *err) {
-    mr_element element;
-    mr_status status = MR_OK;
-    double square_sum = 0;
-    const bool floats = mr_dtype_element(&element, t->dtype) == 0;
-    const uint64_t row_bytes =
-        t->dims ? t->shape[t->dims - 1] * mr_dtype_bytes(t->dtype) : mr_dtype_bytes(t->dtype);
-    uint64_t chunk_bytes = row_bytes ? CHUNK_BYTES / row_bytes * row_bytes : CHUNK_BYTES;
-    if (chunk_bytes == 0) chunk_bytes = row_bytes;
-    mr_sha256_add(p->hash, t->name, strlen(t->name) + 1);
-    mr_sha256_add(p->hash, mr_dtype_name(t->dtype), strlen(mr_dtype_name(t->dtype)) + 1);
-    mr_sha256_add(p->hash, t->shape, t->dims * sizeof(t->shape[0]));
-    for (uint64_t at = 0; at < t->bytes && status == MR_OK; at += chunk_bytes) {
-        const uint64_t bytes = t->bytes - at < chunk_bytes ? t->bytes - at : chunk_bytes;
-        mr_mapping map;
-        status = mr_tensor_map(&map, p->model, t, at, bytes, err);
-        if (status != MR_OK) break;
-        mr_sha256_add(p->hash, map.data, (size_t)bytes);
-        if (floats)
-            status = pass_floats(p, t, element, map.data, at / mr_element_bytes(element),
-                                 bytes / mr_element_bytes(element), &square_sum, err);
-        mr_mapping_close(&map);
-        p->done_bytes += bytes;
-        if (p->progress)
-            p->progress(p->progress_context, "reading the model once",
-                        (double)p->done_bytes / (double)p->total_bytes);
-    }
-    mr_table_facts *facts;
-    if (status == MR_OK && role_of(p, t, &facts) == 1 && t->bytes > 0)
-        facts->value_rms = sqrt(square_sum / ((double)t->bytes / mr_element_bytes(element)));
-    return status;
-}
-
-/* The accumulator rule of docs/ARCHITECTURE.md: fixed per table, never by grid or device. */
-static uint32_t accumulator_bits(const mr_table_shape *shape, const mr_table_facts *facts) {
-    if (shape->pre_values) return 64;
-    return facts->value_max > 64 * facts->value_rms ? 64 : 32;
-}
-
-/* The configuration belongs to the digest: the same weights under another top-k answer otherwise.
- */
-static mr_status hash_config(pass *p, mr_err *err) {
-    char *path = mr_format("%s/config.json", mr_model_directory(p->model)), *text = NULL;
+/* What a manifest must fit where the files' times say nothing: SHA-256 over the configuration and
+ * every tensor's name, type, shape and place. */
+static mr_digest layout_of(const mr_model *model) {
+    mr_sha256 *hash = mr_sha256_open();
+    char *path = mr_format("%s/config.json", mr_model_directory(model)), *text = NULL;
     size_t bytes;
-    const mr_status status = mr_file_read(&text, &bytes, path, MR_MAX_CONFIG_BYTES, err);
-    if (status == MR_OK) mr_sha256_add(p->hash, text, bytes);
+    if (mr_file_read(&text, &bytes, path, MR_MAX_CONFIG_BYTES, NULL) == MR_OK)
+        mr_sha256_add(hash, text, bytes);
     free(text);
     free(path);
-    return status;
+    for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
+        const mr_tensor *t = mr_model_tensor(model, i);
+        const char *file = strrchr(mr_model_file(model, t), '/') + 1;
+        mr_sha256_add(hash, t->name, strlen(t->name) + 1);
+        mr_sha256_add(hash, mr_dtype_name(t->dtype), strlen(mr_dtype_name(t->dtype)) + 1);
+        mr_sha256_add(hash, t->shape, t->dims * sizeof(t->shape[0]));
+        mr_sha256_add(hash, file, strlen(file) + 1);
+        mr_sha256_add(hash, &t->offset, sizeof(t->offset));
+    }
+    return mr_sha256_close(hash);
 }
 
-static mr_status stream(mr_manifest *out, const mr_model *model, mr_progress progress,
-                        void *context, mr_err *err) {
-    pass p = {.model = model, .manifest = out, .progress = progress, .progress_context = context};
-    p.hash = mr_sha256_open();
-    mr_status status = hash_config(&p, err);
-    for (uint32_t i = 0; i < mr_model_tensor_count(model); i++)
-        p.total_bytes += mr_model_tensor(model, i)->bytes;
-    for (uint32_t i = 0; i < mr_model_tensor_count(model) && status == MR_OK; i++)
-        status = pass_tensor(&p, mr_model_tensor(model, i), err);
-    for (uint32_t i = 0; i < out->table_count; i++)
-        out->tables[i].accumulator_bits =
-            accumulator_bits(mr_model_table(model, i), &out->tables[i]);
-    out->digest = mr_sha256_close(p.hash);
-    return status;
+/* --- as text ---------------------------------------------------------------------------------- */
+
+/* Eight digits a checksum, one after the other. */
+static json_t *checks_to_json(const uint32_t *crc, uint64_t count) {
+    static const char digits[] = "0123456789abcdef";
+    char *text = mr_alloc_array(count * 8 + 1, 1), *to = text;
+    for (uint64_t i = 0; i < count; i++)
+        for (int shift = 28; shift >= 0; shift -= 4) *to++ = digits[crc[i] >> shift & 15];
+    json_t *out = json_stringn(text, (size_t)count * 8);
+    free(text);
+    return out;
+}
+
+static int digit_of(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+static mr_status checks_from_json(uint32_t *crc, uint64_t count, const json_t *text,
+                                  const char *what, mr_err *err) {
+    const char *from = json_string_value(text);
+    if (!from) return mr_fail(err, MR_ERR_FORMAT, "there are no checksums of %.200s", what);
+    if (json_string_length(text) != count * 8)
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "%zu digits of checksums of %.200s, which has %llu blocks of 8 each",
+                       json_string_length(text), what, (unsigned long long)count);
+    for (uint64_t i = 0; i < count; i++) {
+        crc[i] = 0;
+        for (int d = 0; d < 8; d++, from++) {
+            const int digit = digit_of(*from);
+            if (digit < 0)
+                return mr_fail(err, MR_ERR_FORMAT, "a checksum of %.200s is not in hexadecimal",
+                               what);
+            crc[i] = crc[i] << 4 | (uint32_t)digit;
+        }
+    }
+    return MR_OK;
+}
+
+static json_t *facts_to_json(const mr_manifest *m, const mr_table_facts *f) {
+    json_t *out =
+        json_pack("{s:f, s:f, s:f, s:i}", "value_max", f->value_max, "value_rms", f->value_rms,
+                  "pre_norm_max", f->pre_norm_max, "accumulator_bits", (int)f->accumulator_bits);
+    static const char *const names[2] = {"cells", "pre_cells"};
+    for (int pre = 0; pre < 2; pre++)
+        if (f->cell_crc[pre])
+            json_object_set_new(out, names[pre], checks_to_json(f->cell_crc[pre], cells_of(m)));
+    return out;
 }
 
 static json_t *to_json(const mr_manifest *m, const mr_model *model) {
-    char digest[MR_DIGEST_TEXT_BYTES], fingerprint[MR_DIGEST_TEXT_BYTES];
-    const mr_digest key = mr_model_fingerprint(model);
-    json_t *tables = json_array();
+    char digest[MR_DIGEST_TEXT_BYTES], fingerprint[MR_DIGEST_TEXT_BYTES],
+        layout[MR_DIGEST_TEXT_BYTES], grid[32];
+    const mr_digest key = mr_model_fingerprint(model), place = layout_of(model);
+    json_t *tables = json_array(), *checks = json_object();
     mr_digest_text(&m->digest, digest);
     mr_digest_text(&key, fingerprint);
+    mr_digest_text(&place, layout);
     for (uint32_t i = 0; i < m->table_count; i++)
-        json_array_append_new(tables,
-                              json_pack("{s:f, s:f, s:f, s:i}", "value_max", m->tables[i].value_max,
-                                        "value_rms", m->tables[i].value_rms, "pre_norm_max",
-                                        m->tables[i].pre_norm_max, "accumulator_bits",
-                                        (int)m->tables[i].accumulator_bits));
-    return json_pack("{s:i, s:s, s:s, s:o}", "version", MANIFEST_VERSION, "fingerprint",
-                     fingerprint, "digest", digest, "tables", tables);
+        json_array_append_new(tables, facts_to_json(m, &m->tables[i]));
+    for (uint32_t i = 0; i < m->tensor_count; i++) {
+        const mr_tensor *t = mr_model_tensor(model, i);
+        json_object_set_new(checks, t->name, checks_to_json(m->crc[i], chunks_of(m, t)));
+    }
+    json_t *out =
+        json_pack("{s:i, s:s, s:s, s:s, s:i, s:o, s:o}", "version", MANIFEST_VERSION, "fingerprint",
+                  fingerprint, "layout", layout, "digest", digest, "chunk_bytes",
+                  (int)m->chunk_bytes, "tables", tables, "checksums", checks);
+    if (cells_of(m) > 0) {
+        snprintf(grid, sizeof(grid), "%ux%u", m->grid.row_groups, m->grid.width_slices);
+        json_object_set_new(out, "grid", json_string(grid));
+    }
+    return out;
 }
 
-/* false: not there, not ours, or stale; the pass is then made anew. */
-static bool from_json(mr_manifest *out, const json_t *root, const mr_model *model) {
-    char fingerprint[MR_DIGEST_TEXT_BYTES];
-    const mr_digest key = mr_model_fingerprint(model);
-    const json_t *tables = json_object_get(root, "tables");
-    const char *digest = json_string_value(json_object_get(root, "digest"));
-    const char *kept = json_string_value(json_object_get(root, "fingerprint"));
-    mr_digest_text(&key, fingerprint);
-    if (json_integer_value(json_object_get(root, "version")) != MANIFEST_VERSION || !digest ||
-        !kept || strcmp(kept, fingerprint) != 0 || mr_digest_parse(&out->digest, digest) != 0 ||
-        json_array_size(tables) != out->table_count)
-        return false;
-    for (uint32_t i = 0; i < out->table_count; i++) {
-        const json_t *table = json_array_get(tables, i);
-        mr_table_facts *f = &out->tables[i];
-        f->value_max = json_number_value(json_object_get(table, "value_max"));
-        f->value_rms = json_number_value(json_object_get(table, "value_rms"));
-        f->pre_norm_max = json_number_value(json_object_get(table, "pre_norm_max"));
-        f->accumulator_bits =
-            (uint32_t)json_integer_value(json_object_get(table, "accumulator_bits"));
-        if (!(f->value_max >= 0 && f->value_max <= 3.5e38 && f->value_rms >= 0 &&
-              f->value_rms <= f->value_max * 1.001 && f->pre_norm_max >= 0 &&
-              isfinite(f->pre_norm_max)) ||
-            f->accumulator_bits != accumulator_bits(mr_model_table(model, i), f))
-            return false;
-    }
-    return true;
+static mr_status facts_from_json(mr_manifest *out, uint32_t i, const json_t *table,
+                                 const mr_table_shape *shape, mr_err *err) {
+    static const char *const names[2] = {"cells", "pre_cells"};
+    mr_table_facts *f = &out->tables[i];
+    mr_status status = mr_json_double(&f->value_max, table, "value_max", 0, 3.5e38, err);
+    if (status == MR_OK)
+        status = mr_json_double(&f->value_rms, table, "value_rms", 0, f->value_max * 1.001, err);
+    if (status == MR_OK)
+        status = mr_json_double(&f->pre_norm_max, table, "pre_norm_max", 0, 1e300, err);
+    if (status == MR_OK)
+        status = mr_json_u32(&f->accumulator_bits, table, "accumulator_bits", 32, 64, err);
+    if (status == MR_OK && f->accumulator_bits != mr_accumulator_bits(shape, f))
+        status = mr_fail(err, MR_ERR_FORMAT, "accumulators of %u bits do not follow from the rest",
+                         f->accumulator_bits);
+    for (int pre = 0; pre < 2 && status == MR_OK; pre++)
+        if (f->cell_crc[pre])
+            status = checks_from_json(f->cell_crc[pre], cells_of(out),
+                                      json_object_get(table, names[pre]), "cells", err);
+    return status == MR_OK ? MR_OK : mr_fail_prefix(err, status, "table %u", i);
 }
+
+static mr_status digest_from_json(mr_digest *out, const json_t *root, const char *key,
+                                  mr_err *err) {
+    const char *text = json_string_value(json_object_get(root, key));
+    if (!text || mr_digest_parse(out, text) != 0)
+        return mr_fail(err, MR_ERR_FORMAT, "%s must be 64 hexadecimal digits", key);
+    return MR_OK;
+}
+
+/* Version, grid and chunk size: what the rest is read by. */
+static mr_status head_from_json(mr_grid *grid, uint32_t *chunk_bytes, const json_t *root,
+                                mr_err *err) {
+    int64_t version = 0;
+    const char *text = NULL;
+    *grid = (mr_grid){0, 0};
+    *chunk_bytes = 0;
+    if (!json_is_object(root))
+        return mr_fail(err, MR_ERR_FORMAT, "a manifest is an object, this is %s",
+                       mr_json_type_name(root));
+    mr_status status = mr_json_int(&version, root, "version", 0, INT32_MAX, err);
+    if (status == MR_OK && version != MANIFEST_VERSION)
+        status = mr_fail(err, MR_ERR_UNSUPPORTED, "it has version %lld, this build reads %d",
+                         (long long)version, MANIFEST_VERSION);
+    if (status == MR_OK)
+        status =
+            mr_json_u32(chunk_bytes, root, "chunk_bytes", CHUNK_BYTES_MIN, CHUNK_BYTES_MAX, err);
+    if (status == MR_OK && *chunk_bytes != MR_CHUNK_BYTES)
+        status = mr_fail(err, MR_ERR_UNSUPPORTED, "chunks of %u bytes; this build reads %d",
+                         *chunk_bytes, MR_CHUNK_BYTES);
+    if (status == MR_OK) status = mr_json_string(&text, root, "grid", err);
+    return status == MR_OK && text ? mr_grid_parse(grid, text, err) : status;
+}
+
+static mr_status from_json(mr_manifest *out, const json_t *root, const mr_model *model,
+                           mr_err *err) {
+    mr_grid grid;
+    uint32_t chunk_bytes;
+    mr_status status = head_from_json(&grid, &chunk_bytes, root, err);
+    if (status != MR_OK) return status;
+    mr_manifest_init(out, model, grid);
+    const json_t *tables = json_object_get(root, "tables");
+    const json_t *checks = json_object_get(root, "checksums");
+    status = digest_from_json(&out->digest, root, "digest", err);
+    if (status == MR_OK && json_array_size(tables) != out->table_count)
+        status = mr_fail(err, MR_ERR_FORMAT, "it has %zu tables, the model %u",
+                         json_array_size(tables), out->table_count);
+    for (uint32_t i = 0; i < out->table_count && status == MR_OK; i++)
+        status = facts_from_json(out, i, json_array_get(tables, i), mr_model_table(model, i), err);
+    if (status == MR_OK && json_object_size(checks) != out->tensor_count)
+        status = mr_fail(err, MR_ERR_FORMAT, "it has checksums of %zu tensors, the model has %u",
+                         json_object_size(checks), out->tensor_count);
+    for (uint32_t i = 0; i < out->tensor_count && status == MR_OK; i++) {
+        const mr_tensor *t = mr_model_tensor(model, i);
+        status = checks_from_json(out->crc[i], chunks_of(out, t), json_object_get(checks, t->name),
+                                  t->name, err);
+    }
+    if (status != MR_OK) mr_manifest_free(out);
+    return status;
+}
+
+/* key: "fingerprint" or "layout", which must be `wanted`. */
+static mr_status read_by(mr_manifest *out, const mr_model *model, const char *path, const char *key,
+                         const mr_digest *wanted, mr_err *err) {
+    json_t *root;
+    mr_digest found;
+    *out = (mr_manifest){0};
+    mr_status status = mr_json_load(&root, path, MR_MAX_MANIFEST_BYTES, err);
+    if (status != MR_OK) return status;
+    status = from_json(out, root, model, err);
+    if (status == MR_OK) status = digest_from_json(&found, root, key, err);
+    if (status == MR_OK && memcmp(&found, wanted, sizeof(found)) != 0)
+        status = mr_fail(err, MR_ERR_MISMATCH, "it belongs to other files");
+    json_decref(root);
+    if (status == MR_OK) return MR_OK;
+    mr_manifest_free(out);
+    return mr_fail_prefix(err, status, "manifest %s", path);
+}
+
+mr_status mr_manifest_read(mr_manifest *out, const mr_model *model, const char *path, mr_err *err) {
+    const mr_digest layout = layout_of(model);
+    return read_by(out, model, path, "layout", &layout, err);
+}
+
+mr_status mr_manifest_write(const mr_manifest *manifest, const mr_model *model, const char *path,
+                            mr_err *err) {
+    json_t *root = to_json(manifest, model);
+    char *text = json_dumps(root, JSON_INDENT(1) | JSON_SORT_KEYS); /* doubles with 17 digits */
+    json_decref(root);
+    if (!text) return mr_fail(err, MR_ERR_NOMEM, "no memory for the manifest's text");
+    const size_t bytes = strlen(text);
+    const mr_status status =
+        bytes > MR_MAX_MANIFEST_BYTES
+            ? mr_fail(err, MR_ERR_LIMIT, "a manifest of %zu bytes, more than the %d allowed", bytes,
+                      MR_MAX_MANIFEST_BYTES)
+            : mr_file_write(path, text, bytes, err);
+    free(text);
+    return status;
+}
+
+/* --- where it is kept ------------------------------------------------------------------------- */
 
 static char *cache_folder(void) {
     const char *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
@@ -241,30 +289,27 @@ static char *cache_folder(void) {
     return mr_format("/tmp/memrack-cache");
 }
 
+/* false: not there, not ours, or stale; the pass is then made anew. */
 static bool read_kept(mr_manifest *out, const mr_model *model, const char *path) {
-    json_t *root;
-    if (mr_json_load(&root, path, MR_MAX_CONFIG_BYTES, NULL) != MR_OK) return false;
-    const bool good = from_json(out, root, model);
-    json_decref(root);
-    return good;
+    const mr_digest fingerprint = mr_model_fingerprint(model);
+    mr_err err = {{0}};
+    if (access(path, F_OK) != 0) return false;
+    const mr_status status = read_by(out, model, path, "fingerprint", &fingerprint, &err);
+    if (status != MR_OK && status != MR_ERR_MISMATCH)
+        mr_log_warn("the model is read again: %s", err.text);
+    return status == MR_OK;
 }
 
 static void keep(const mr_manifest *m, const mr_model *model, const char *beside,
                  const char *cached) {
-    json_t *root = to_json(m, model);
-    char *text = json_dumps(root, JSON_INDENT(1) | JSON_SORT_KEYS); /* doubles with 17 digits */
-    json_decref(root);
-    if (!text) return;
-    if (mr_file_write(beside, text, strlen(text), NULL) != MR_OK) {
-        char *folder = cache_folder();
-        mr_err err = {{0}};
-        if (mr_make_directories(folder, &err) != MR_OK ||
-            mr_file_write(cached, text, strlen(text), &err) != MR_OK)
-            mr_log_warn("the manifest could not be kept, the next start reads the model again: %s",
-                        err.text);
-        free(folder);
-    }
-    free(text);
+    if (mr_manifest_write(m, model, beside, NULL) == MR_OK) return;
+    char *folder = cache_folder();
+    mr_err err = {{0}};
+    if (mr_make_directories(folder, &err) != MR_OK ||
+        mr_manifest_write(m, model, cached, &err) != MR_OK)
+        mr_log_warn("the manifest could not be kept, the next start reads the model again: %s",
+                    err.text);
+    free(folder);
 }
 
 mr_status mr_manifest_load(mr_manifest *out, const mr_model *model, mr_progress progress,
@@ -276,23 +321,15 @@ mr_status mr_manifest_load(mr_manifest *out, const mr_model *model, mr_progress 
     char *folder = cache_folder();
     char *beside = mr_format("%s/memrack-manifest.json", mr_model_directory(model));
     char *cached = mr_format("%s/%s.json", folder, fingerprint);
-    *out = (mr_manifest){.table_count = mr_model_table_count(model)};
-    out->tables = mr_alloc_array(out->table_count, sizeof(*out->tables));
-    if (!read_kept(out, model, beside) && !read_kept(out, model, cached)) {
-        memset(out->tables, 0, out->table_count * sizeof(*out->tables));
-        status = stream(out, model, progress, context, err);
-        if (status == MR_OK)
-            keep(out, model, beside, cached);
-        else
-            mr_manifest_free(out);
+    *out = (mr_manifest){0};
+    if (mr_model_is_fetched(model))
+        status = mr_manifest_read(out, model, beside, err);
+    else if (!read_kept(out, model, beside) && !read_kept(out, model, cached)) {
+        status = mr_manifest_make(out, model, (mr_grid){0, 0}, progress, context, err);
+        if (status == MR_OK) keep(out, model, beside, cached);
     }
     free(folder);
     free(beside);
     free(cached);
     return status;
-}
-
-void mr_manifest_free(mr_manifest *manifest) {
-    free(manifest->tables);
-    *manifest = (mr_manifest){0};
 }

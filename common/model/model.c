@@ -29,6 +29,8 @@ struct mr_model {
     uint32_t table_count;
     mr_memory_layer *layers;
     mr_digest fingerprint;
+    mr_model_fetch fetch; /* NULL: the files are whole */
+    void *fetch_context;
 };
 
 static int by_name(const void *a, const void *b) {
@@ -270,6 +272,14 @@ mr_digest mr_model_fingerprint(const mr_model *model) {
     return model->fingerprint;
 }
 
+void mr_model_set_fetch(mr_model *model, mr_model_fetch fetch, void *context) {
+    model->fetch = fetch;
+    model->fetch_context = context;
+}
+bool mr_model_is_fetched(const mr_model *model) {
+    return model->fetch != NULL;
+}
+
 const mr_tensor *mr_model_find(const mr_model *model, const char *name) {
     const mr_tensor wanted = {.name = (char *)(uintptr_t)name};
     if (model->tensor_count == 0) return NULL;
@@ -282,6 +292,10 @@ mr_status mr_tensor_map(mr_mapping *out, const mr_model *model, const mr_tensor 
     struct stat st;
     *out = (mr_mapping){0};
     if (bytes == 0) return MR_OK;
+    if (model->fetch) {
+        const mr_status status = model->fetch(model->fetch_context, tensor, first, bytes, err);
+        if (status != MR_OK) return status;
+    }
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return mr_fail(err, MR_ERR_IO, "open %s: %s", path, strerror(errno));
     const uint64_t start = tensor->offset + first;

@@ -77,4 +77,12 @@ mr_status mr_tensor_map(mr_mapping *out, const mr_model *model, const mr_tensor 
                         uint64_t first, uint64_t bytes, mr_err *err);
 void mr_mapping_close(mr_mapping *mapping);
 
+/* A model whose files are only there in part (source.h): called by mr_tensor_map, in any thread,
+ * before bytes [first, first + bytes) of a tensor are mapped; returns when they are there. Set
+ * once, right after open. */
+typedef mr_status (*mr_model_fetch)(void *context, const mr_tensor *tensor, uint64_t first,
+                                    uint64_t bytes, mr_err *err);
+void mr_model_set_fetch(mr_model *model, mr_model_fetch fetch, void *context);
+bool mr_model_is_fetched(const mr_model *model);
+
 #endif

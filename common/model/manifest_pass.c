@@ -1,0 +1,226 @@
+/* manifest_pass.c - the pass that makes a manifest: it reads every byte once, hashes, checks that
+ * every float is finite, and takes the tables' maxima and all checksums on the way. */
+#include "common/base/file.h"
+#include "common/base/mem.h"
+#include "common/model/manifest_impl.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PASS_BYTES = 8 << 20 };
+
+typedef struct {
+    const mr_model *model;
+    mr_manifest *manifest;
+    mr_sha256 *hash;
+    mr_progress progress;
+    void *progress_context;
+    uint64_t done_bytes, total_bytes;
+} pass;
+
+/* Which part a tensor has: role 1: values of table `table`, 2: its pre-values, 0: neither. */
+typedef struct {
+    int role;
+    uint32_t table;
+    mr_table_facts *facts;
+} part;
+
+/* What one chunk of floats adds. */
+typedef struct {
+    uint32_t max_bits; /* of |value|, as fp32 bits: integers order like floats */
+    double square_sum;
+} chunk_facts;
+
+static chunk_facts look_f32(const uint8_t *data, uint64_t count) {
+    chunk_facts facts = {0, 0};
+    double sums[8] = {0};
+    for (uint64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        float value;
+        memcpy(&bits, data + 4 * i, sizeof(bits));
+        memcpy(&value, data + 4 * i, sizeof(value));
+        bits &= 0x7fffffffu;
+        if (bits > facts.max_bits) facts.max_bits = bits;
+        sums[i & 7] += (double)value * (double)value;
+    }
+    for (int i = 0; i < 8; i++) facts.square_sum += sums[i];
+    return facts;
+}
+
+static chunk_facts look_bf16(const uint8_t *data, uint64_t count) {
+    chunk_facts facts = {0, 0};
+    double sums[8] = {0};
+    for (uint64_t i = 0; i < count; i++) {
+        uint16_t half;
+        memcpy(&half, data + 2 * i, sizeof(half));
+        const uint32_t bits = (uint32_t)(half & 0x7fffu) << 16;
+        const double value = (double)mr_bf16_to_f32(half);
+        if (bits > facts.max_bits) facts.max_bits = bits;
+        sums[i & 7] += value * value;
+    }
+    for (int i = 0; i < 8; i++) facts.square_sum += sums[i];
+    return facts;
+}
+
+static mr_status refuse_non_finite(const pass *p, const mr_tensor *t, const uint8_t *data,
+                                   mr_element element, uint64_t first, uint64_t count,
+                                   mr_err *err) {
+    const uint64_t columns = t->dims ? t->shape[t->dims - 1] : 1;
+    for (uint64_t i = 0; i < count; i++) {
+        const float value = mr_element_at(data, element, i);
+        if (isfinite(value)) continue;
+        return mr_fail(err, MR_ERR_FORMAT, "%s: tensor %.200s holds %f at row %llu, column %llu",
+                       mr_model_file(p->model, t), t->name, (double)value,
+                       (unsigned long long)((first + i) / columns),
+                       (unsigned long long)((first + i) % columns));
+    }
+    return MR_OK;
+}
+
+/* The largest norm of the rows of one pre-value tensor: rows are short, so one at a time. */
+static double largest_norm(const uint8_t *data, mr_element element, uint64_t rows,
+                           uint64_t columns) {
+    double largest = 0;
+    for (uint64_t r = 0; r < rows; r++) {
+        double sum = 0;
+        for (uint64_t c = 0; c < columns; c++) {
+            const double value = (double)mr_element_at(data, element, r * columns + c);
+            sum += value * value;
+        }
+        if (sum > largest) largest = sum;
+    }
+    return sqrt(largest);
+}
+
+static part part_of(const pass *p, const mr_tensor *t) {
+    for (uint32_t i = 0; i < mr_model_table_count(p->model); i++) {
+        const mr_table_shape *shape = mr_model_table(p->model, i);
+        mr_table_facts *facts = &p->manifest->tables[i];
+        if (shape->values == t) return (part){1, i, facts};
+        if (shape->pre_values == t) return (part){2, i, facts};
+    }
+    return (part){0};
+}
+
+/* Feeds bytes [at, at + bytes) to the checksums of the chunks they lie in. */
+static void pass_chunks(const pass *p, const mr_tensor *t, uint64_t at, const uint8_t *data,
+                        uint64_t bytes) {
+    uint32_t *crc = p->manifest->crc[t - mr_model_tensor(p->model, 0)];
+    const uint32_t chunk_bytes = p->manifest->chunk_bytes;
+    while (bytes > 0) {
+        const uint64_t chunk = at / chunk_bytes, left = (chunk + 1) * chunk_bytes - at;
+        const uint64_t piece = left < bytes ? left : bytes;
+        crc[chunk] = mr_crc32c(crc[chunk], data, (size_t)piece);
+        at += piece;
+        data += piece;
+        bytes -= piece;
+    }
+}
+
+/* Whole rows, from row `first` on, to the checksums of the cells they are cut into. */
+static void pass_cells(const pass *p, const mr_tensor *t, const part *is, uint64_t first,
+                       const uint8_t *data, uint64_t rows) {
+    const mr_grid grid = p->manifest->grid;
+    uint32_t *crc = is->facts->cell_crc[is->role - 1];
+    if (!crc) return;
+    const uint64_t columns = t->shape[1], element_bytes = mr_dtype_bytes(t->dtype);
+    for (uint64_t r = 0; r < rows; r++, data += columns * element_bytes) {
+        const uint32_t group = mr_grid_part_of(t->shape[0], grid.row_groups, first + r);
+        for (uint32_t w = 0; w < grid.width_slices; w++) {
+            const mr_span span = mr_grid_part(columns, grid.width_slices, w);
+            uint32_t *cell = &crc[group * grid.width_slices + w];
+            *cell = mr_crc32c(*cell, data + span.first * element_bytes,
+                              (size_t)(span.count * element_bytes));
+        }
+    }
+}
+
+static mr_status pass_floats(pass *p, const mr_tensor *t, mr_element element, const uint8_t *data,
+                             uint64_t first, uint64_t count, double *square_sum, mr_err *err) {
+    const part is = part_of(p, t);
+    const chunk_facts chunk = element == MR_F32 ? look_f32(data, count) : look_bf16(data, count);
+    if (chunk.max_bits >= 0x7f800000u)
+        return refuse_non_finite(p, t, data, element, first, count, err);
+    *square_sum += chunk.square_sum;
+    if (is.role == 1) {
+        float largest;
+        memcpy(&largest, &chunk.max_bits, sizeof(largest));
+        if ((double)largest > is.facts->value_max) is.facts->value_max = (double)largest;
+    } else if (is.role == 2) {
+        const uint64_t columns = t->shape[1];
+        const double norm = largest_norm(data, element, count / columns, columns);
+        if (norm > is.facts->pre_norm_max) is.facts->pre_norm_max = norm;
+    }
+    if (is.role) pass_cells(p, t, &is, first / t->shape[1], data, count / t->shape[1]);
+    return MR_OK;
+}
+
+static mr_status pass_tensor(pass *p, const mr_tensor *t, mr_err *err) {
+    mr_element element;
+    mr_status status = MR_OK;
+    double square_sum = 0;
+    const bool floats = mr_dtype_element(&element, t->dtype) == 0;
+    const uint64_t row_bytes =
+        t->dims ? t->shape[t->dims - 1] * mr_dtype_bytes(t->dtype) : mr_dtype_bytes(t->dtype);
+    uint64_t chunk_bytes = row_bytes ? PASS_BYTES / row_bytes * row_bytes : PASS_BYTES;
+    if (chunk_bytes == 0) chunk_bytes = row_bytes;
+    mr_sha256_add(p->hash, t->name, strlen(t->name) + 1);
+    mr_sha256_add(p->hash, mr_dtype_name(t->dtype), strlen(mr_dtype_name(t->dtype)) + 1);
+    mr_sha256_add(p->hash, t->shape, t->dims * sizeof(t->shape[0]));
+    for (uint64_t at = 0; at < t->bytes && status == MR_OK; at += chunk_bytes) {
+        const uint64_t bytes = t->bytes - at < chunk_bytes ? t->bytes - at : chunk_bytes;
+        mr_mapping map;
+        status = mr_tensor_map(&map, p->model, t, at, bytes, err);
+        if (status != MR_OK) break;
+        mr_sha256_add(p->hash, map.data, (size_t)bytes);
+        pass_chunks(p, t, at, map.data, bytes);
+        if (floats)
+            status = pass_floats(p, t, element, map.data, at / mr_element_bytes(element),
+                                 bytes / mr_element_bytes(element), &square_sum, err);
+        mr_mapping_close(&map);
+        p->done_bytes += bytes;
+        if (p->progress)
+            p->progress(p->progress_context, "reading the model once",
+                        (double)p->done_bytes / (double)p->total_bytes);
+    }
+    const part is = part_of(p, t);
+    if (status == MR_OK && is.role == 1 && t->bytes > 0)
+        is.facts->value_rms = sqrt(square_sum / ((double)t->bytes / mr_element_bytes(element)));
+    return status;
+}
+
+uint32_t mr_accumulator_bits(const mr_table_shape *shape, const mr_table_facts *facts) {
+    if (shape->pre_values) return 64;
+    return facts->value_max > 64 * facts->value_rms ? 64 : 32;
+}
+
+/* The configuration belongs to the digest: the same weights under another top-k answer otherwise.
+ */
+static mr_status hash_config(pass *p, mr_err *err) {
+    char *path = mr_format("%s/config.json", mr_model_directory(p->model)), *text = NULL;
+    size_t bytes;
+    const mr_status status = mr_file_read(&text, &bytes, path, MR_MAX_CONFIG_BYTES, err);
+    if (status == MR_OK) mr_sha256_add(p->hash, text, bytes);
+    free(text);
+    free(path);
+    return status;
+}
+
+mr_status mr_manifest_make(mr_manifest *out, const mr_model *model, mr_grid grid,
+                           mr_progress progress, void *context, mr_err *err) {
+    pass p = {.model = model, .manifest = out, .progress = progress, .progress_context = context};
+    mr_manifest_init(out, model, grid);
+    p.hash = mr_sha256_open();
+    mr_status status = hash_config(&p, err);
+    for (uint32_t i = 0; i < mr_model_tensor_count(model); i++)
+        p.total_bytes += mr_model_tensor(model, i)->bytes;
+    for (uint32_t i = 0; i < mr_model_tensor_count(model) && status == MR_OK; i++)
+        status = pass_tensor(&p, mr_model_tensor(model, i), err);
+    for (uint32_t i = 0; i < out->table_count; i++)
+        out->tables[i].accumulator_bits =
+            mr_accumulator_bits(mr_model_table(model, i), &out->tables[i]);
+    out->digest = mr_sha256_close(p.hash);
+    if (status != MR_OK) mr_manifest_free(out);
+    return status;
+}
