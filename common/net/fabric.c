@@ -272,7 +272,10 @@ static bool is_ready(const mr_link *link) {
            peek(link->input, link->handed, link, &header, &missing, NULL) != MR_ERR_AGAIN;
 }
 
+mr_status (*mr_wait_source)(mr_link **links, uint32_t count, int64_t deadline_ns);
+
 mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns) {
+    if (mr_wait_source) return mr_wait_source(links, count, deadline_ns);
     struct pollfd set[MR_MAX_LINKS_PER_SERVER];
     nfds_t used = 0;
     assert(count <= MR_MAX_LINKS_PER_SERVER);

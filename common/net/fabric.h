@@ -71,6 +71,10 @@ bool mr_link_is_crowded(const mr_link *link);
  * are skipped. MR_ERR_TIMEOUT at the deadline. */
 mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns);
 
+/* The cluster simulation (tests/sim) waits in its own way, beside its own clock (clock.h); NULL
+ * everywhere else. Set before anything runs. */
+extern mr_status (*mr_wait_source)(mr_link **links, uint32_t count, int64_t deadline_ns);
+
 /* Convenience for a short answer: begin, copy, end. Drops the frame when the backlog is full. */
 void mr_link_send(mr_link *link, const mr_wire_header *header, const void *payload,
                   uint32_t payload_bytes);
