@@ -457,7 +457,10 @@ static void hung_and_killed_peers_are_left(void **state) {
     assert_int_equal(mr_rpc_channel_target(channel), 0);
 
     /* stopped while connected: the call that is under way is lost, the next goes elsewhere */
+    int state_of_child;
     kill(children[0], SIGSTOP);
+    assert_int_equal(waitpid(children[0], &state_of_child, WUNTRACED), children[0]);
+    assert_true(WIFSTOPPED(state_of_child)); /* the signal alone returns before that */
     int64_t before = mr_now_ns();
     const mr_status status = ask_echo(channel, 800, &err);
     assert_true(status == MR_ERR_TIMEOUT || status == MR_ERR_UNAVAILABLE);
