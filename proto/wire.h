@@ -55,7 +55,8 @@ typedef struct {
     uint32_t flags;         /* MR_FRAME_HAS_MAC; other bits are zero or refused */
     uint64_t request;       /* chosen by the asker, echoed in every answer */
     uint64_t epoch;         /* retrieval: of the table map the asker uses; STEP and STAGE: of the
-                             * group's owner; 0 in a static cluster, and never stale there */
+                             * group's owner; 0 in a static cluster, and never stale there. (2) Of a
+                             * HELLO to a memshard: the grid wanted, rows << 32 | columns; 0: any */
     uint32_t budget_us;     /* asking: time the asker still waits, 0: not stated. Answers of
                              * retrieval (2): time the request waited before it was worked on */
     int32_t status;         /* answers: 0 or an mr_status */

@@ -229,6 +229,12 @@ const mr_digest *mr_link_digest(const mr_link *link) {
 uint32_t mr_link_lane(const mr_link *link) {
     return link->lane;
 }
+void mr_link_set_grid(mr_link *link, mr_link_grid grid) {
+    link->grid = grid;
+}
+mr_link_grid mr_link_get_grid(const mr_link *link) {
+    return link->grid;
+}
 int64_t mr_link_seen_ns(const mr_link *link) {
     return link->seen_ns;
 }

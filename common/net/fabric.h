@@ -87,6 +87,15 @@ typedef struct {
     mr_digest digest; /* all zero: any model */
 } mr_session_hello;
 
+/* Before mr_session_open: the grid that is wanted of a memshard, which may hold a model in two
+ * while a cluster is cut anew. On the listening side: the grid the session was opened for; 0, 0:
+ * any. */
+typedef struct {
+    uint32_t rows, columns;
+} mr_link_grid;
+void mr_link_set_grid(mr_link *link, mr_link_grid grid);
+mr_link_grid mr_link_get_grid(const mr_link *link);
+
 /* Sends HELLO and waits for WELCOME. welcome_bytes receives at most room bytes of the payload
  * (mr_wire_welcome and its tail), *bytes how many came. MR_ERR_MISMATCH with the peer's sentence
  * when refused. */

@@ -38,7 +38,8 @@ struct mr_link {
     mr_err why;
     uint64_t bytes_sent, bytes_received;
     char *peer;
-    mr_digest digest;           /* of the session's model */
+    mr_digest digest; /* of the session's model */
+    mr_link_grid grid;
     uint32_t lane;              /* the server's thread */
     int64_t seen_ns;            /* when that thread last looked */
     bool is_crowded;            /* and has more to hand over */

@@ -136,6 +136,8 @@ static mr_status answer_hello(serving *t, client *c, const mr_frame *frame, mr_e
     const mr_wire_hello *hello;
     if (o->offer && frame->header->type == MR_FRAME_HELLO &&
         mr_hello_check(&hello, frame, err) == MR_OK) {
+        offer.grid_rows = (uint32_t)(frame->header->epoch >> 32);
+        offer.grid_columns = (uint32_t)frame->header->epoch;
         const mr_status status = o->offer(o->context, hello, &offer, err);
         if (status != MR_OK) {
             mr_session_refuse(c->link, frame->header->request, status, err->text);

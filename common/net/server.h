@@ -24,8 +24,8 @@ typedef struct {
     uint32_t cell_count, grid_rows, grid_columns; /* for mr_wire_welcome */
     mr_frame_handler handler;                     /* frames after the session is open */
     /* Optional: what a HELLO is answered with where that depends on what it asks for. *out comes
-     * filled from the fields above; out->tail is borrowed until this thread's next call. A failure
-     * refuses the session with its sentence. */
+     * filled from the fields above, its grid being the one asked for; out->tail is borrowed until
+     * this thread's next call. A failure refuses the session with its sentence. */
     mr_status (*offer)(void *context, const mr_wire_hello *hello, mr_session_offer *out,
                        mr_err *err);
     /* Optional: all that had come on the links of serving thread `lane` was handed to the handler,

@@ -129,6 +129,7 @@ mr_status mr_session_answer(mr_link *reply, const mr_frame *frame, const mr_sess
     }
     reply->version = version;
     reply->digest = offer->digest;
+    reply->grid = (mr_link_grid){offer->grid_rows, offer->grid_columns};
     const mr_wire_header header = {.type = MR_FRAME_WELCOME, .request = request};
     mr_wire_welcome welcome = {
         .version = version,
@@ -176,7 +177,10 @@ static mr_status sign_hello(sent_hello *sent, const mr_session_key *key, mr_err 
 
 static mr_status send_hello(sent_hello *sent, mr_link *link, const mr_session_hello *h,
                             int64_t deadline_ns, mr_err *err) {
-    const mr_wire_header header = {.type = MR_FRAME_HELLO};
+    const mr_wire_header header = {
+        .type = MR_FRAME_HELLO,
+        .epoch = (uint64_t)link->grid.rows << 32 | link->grid.columns,
+    };
     mr_wire_hello hello = {
         .version_min = MR_WIRE_VERSION_MIN,
         .version_max = MR_WIRE_VERSION,
