@@ -88,6 +88,7 @@ static void test_member_round_trip(void **state) {
     m->is_listed = false;
     assert_int_equal(mr_member_copy(&copy, m, &err), MR_OK);
     assert_false(copy->is_listed);
+    mr_member_free(copy);
     m->incarnation = 1ull << 63;
     assert_null(mr_member_dump(m));
     m->incarnation = 1;
@@ -97,7 +98,6 @@ static void test_member_round_trip(void **state) {
     m->id = id;
     free(text);
     free(again);
-    mr_member_free(copy);
     mr_member_free(back);
     mr_member_free(m);
 }
