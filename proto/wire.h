@@ -206,6 +206,7 @@ _Static_assert(sizeof(mr_wire_sequence) == 64, "fixed");
 
 enum {
     MR_STEP_MAY_DEGRADE = 1, /* (2) rows of a partition that has no live replica count as zero */
+    MR_STEP_DEGRADED = 2,    /* (2) STAGE only: an earlier stage did count some as zero */
 };
 
 /* Followed by mr_wire_sequence[sequences], i32 token[tokens] (in sequence order), u32 block[blocks]
@@ -258,17 +259,17 @@ typedef struct {
 } mr_wire_done_more;
 _Static_assert(sizeof(mr_wire_done_more) == 32, "fixed");
 
-/* (2) STAGE carries the STEP payload as the coordinator sent it; HIDDEN frames with the same
- * request bring what the next stage starts from, in any order, until all tokens of every kind
- * announced by `kinds` of the first one are there. Followed by f32 [tokens][columns]. The next
- * stage answers as a worker answers a coordinator (SAMPLED, LOGITS, DONE or ERROR), and each stage
- * passes it on. */
+/* (2) STAGE carries the STEP payload as the coordinator sent it (and MR_STEP_DEGRADED); HIDDEN
+ * frames with the same request bring what the next stage starts from, in any order, until all
+ * tokens of every kind announced by `kinds` of the first one are there. Followed by f32
+ * [tokens][columns]. The next stage answers as a worker answers a coordinator (SAMPLED, LOGITS,
+ * DONE or ERROR), and each stage passes it on. */
 typedef struct {
     uint16_t kind;  /* mr_hidden_kind */
     uint16_t kinds; /* bit set of 1 << kind: which kinds this STAGE has */
     uint32_t token_first, tokens, columns;
-    int32_t layer; /* pending: the memory layer whose output this is; else -1 */
-    uint32_t reserved;
+    int32_t layer;  /* pending: the memory layer whose output this is; else -1 */
+    uint32_t block; /* the model's next block: the first one of the stage that is asked */
 } mr_wire_hidden;
 _Static_assert(sizeof(mr_wire_hidden) == 24, "fixed");
 typedef enum { MR_HIDDEN_STREAM = 0, MR_HIDDEN_PENDING = 1 } mr_hidden_kind;

@@ -14,9 +14,21 @@ typedef struct {
     void *context;
 } mr_answer_sink;
 
-void mr_answer_step(mr_engine *engine, uint64_t request, const mr_step_view *view,
-                    const mr_answer_sink *sink);
+/* A step that ends here: on the whole model, or on the last stage. */
+typedef struct {
+    uint64_t request;
+    uint16_t version; /* of the asker's session: bounds what an answer may say */
+    const mr_step_view *view;
+    const float *hidden, *pending; /* as in mr_step */
+} mr_answer_task;
+
+mr_step mr_answer_make_step(const mr_answer_task *task);
+void mr_answer_step(mr_engine *engine, const mr_answer_task *task, const mr_answer_sink *sink);
 void mr_answer_error(uint64_t request, mr_status status, const char *sentence,
                      const mr_answer_sink *sink);
+
+/* Payload of DONE: with wait_ns (more->layers of them) from version 2 on. */
+uint32_t mr_answer_done_bytes(uint16_t version, uint32_t layers);
+void mr_answer_put_done(uint8_t *room, uint16_t version, const mr_engine_account *account);
 
 #endif

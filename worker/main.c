@@ -1,7 +1,9 @@
-/* main.c - memrack-worker: loads the dense weights, reaches the memshards, runs steps.
+/* main.c - memrack-worker: loads the dense weights (of its pipeline stage), reaches the memshards
+ * and the next stage, runs steps.
  *
  * Threads: the main thread opens everything, then waits for a signal; the step thread owns the
- * engine (with a team of compute threads under it), a serving thread the links of coordinators. */
+ * engine (with a team of compute threads under it), a serving thread the links of coordinators, one
+ * more the link to the next stage. */
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
@@ -11,6 +13,7 @@
 #include "common/ops/team.h"
 #include "worker/serve.h"
 #include "worker/shards.h"
+#include "worker/stage.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,11 +22,49 @@
 static const char component[] = "memrack-worker";
 
 typedef struct {
-    const char *model, *registry, *listen, *isa;
+    const char *model, *registry, *listen, *isa, *stage_text, *blocks_text, *next;
     mr_text_list memshards;
     int64_t threads, kv_blocks, step_tokens, retrieval_timeout_ms, connect_timeout_ms, ready_fd;
     bool two_trips;
+    uint32_t stage, stages, block_first, block_count;
 } settings;
+
+/* "A<mark>B", both whole numbers up to a million. */
+static bool parse_pair(uint32_t *a, uint32_t *b, const char *text, char mark) {
+    char *end;
+    if (text[0] < '0' || text[0] > '9') return false;
+    const unsigned long first = strtoul(text, &end, 10);
+    if (*end != mark || end[1] < '0' || end[1] > '9') return false;
+    const unsigned long second = strtoul(end + 1, &end, 10);
+    *a = (uint32_t)first;
+    *b = (uint32_t)second;
+    return *end == 0 && first <= 1000000 && second <= 1000000;
+}
+
+static mr_status check_stage(settings *s, mr_err *err) {
+    s->stages = 1;
+    if (s->stage_text && (!parse_pair(&s->stage, &s->stages, s->stage_text, '/') ||
+                          s->stage >= s->stages || s->stages > MR_MAX_STAGES))
+        return mr_fail(
+            err, MR_ERR_ARGUMENT,
+            "--stage '%.40s': I/N is wanted, stage I of N counted from 0 (0/3, 1/3, 2/3)",
+            s->stage_text);
+    if (s->blocks_text && (!parse_pair(&s->block_first, &s->block_count, s->blocks_text, ':') ||
+                           s->block_count <= s->block_first))
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "--blocks '%.40s': A:B is wanted, blocks A up to but not B (0:12)",
+                       s->blocks_text);
+    if (s->blocks_text) s->block_count -= s->block_first;
+    const bool is_last = s->stage + 1 == s->stages;
+    if (s->next && is_last)
+        return mr_fail(err, MR_ERR_ARGUMENT, "--next: no stage follows stage %u of %u", s->stage,
+                       s->stages);
+    if (!s->next && !is_last)
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "stage %u of %u hands its hidden states on: --next says where stage %u is",
+                       s->stage, s->stages, s->stage + 1);
+    return MR_OK;
+}
 
 static int parse(settings *s, int argc, char **argv) {
     *s = (settings){.listen = "127.0.0.1:0",
@@ -44,11 +85,17 @@ static int parse(settings *s, int argc, char **argv) {
          "KV cache blocks of 16 tokens (0: 16 contexts or 1 GiB)"},
         {"step-tokens", 0, MR_OPT_INT, &s->step_tokens, 0, MR_MAX_STEP_TOKENS, "N",
          "most tokens of one step (0: 512)"},
+        {"stage", 0, MR_OPT_TEXT, &s->stage_text, 0, 0, "I/N",
+         "be stage I of a pipeline of N, from 0/N to N-1/N (0/1: the whole model)"},
+        {"next", 0, MR_OPT_TEXT, &s->next, 0, 0, "ADDR",
+         "where the next stage listens; every stage but the last needs it"},
+        {"blocks", 0, MR_OPT_TEXT, &s->blocks_text, 0, 0, "A:B",
+         "compute blocks A up to but not B (those that balance the stages)"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"retrieval-timeout-ms", 0, MR_OPT_INT, &s->retrieval_timeout_ms, 10, 60000, "MS",
          "a memshard silent for so long fails the step (500)"},
         {"connect-timeout-ms", 0, MR_OPT_INT, &s->connect_timeout_ms, 10, 600000, "MS",
-         "how long to wait for the memshards at the start (10000)"},
+         "how long to wait for memshards and next stage at the start (10000)"},
         {"two-trips", 0, MR_OPT_FLAG, &s->two_trips, 0, 0, NULL,
          "gate on the worker even where one trip would do"},
         {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
@@ -58,7 +105,11 @@ static int parse(settings *s, int argc, char **argv) {
         .usage = "memrack-worker --model DIR [--registry FILE | --memshard ADDR ..] [options]",
         .summary = "Runs steps of a model for coordinators; its tables lie on the memshards.\n"
                    "Example: memrack-worker --model models/demo --memshard 127.0.0.1:7001 "
-                   "--memshard 127.0.0.1:7002",
+                   "--memshard 127.0.0.1:7002\n\n"
+                   "A model too large or too slow for one worker is cut into stages, each with a "
+                   "range of blocks;\ncoordinators talk to stage 0. Two stages, in any order:\n"
+                   "  memrack-worker --model M --registry R --stage 1/2 --listen 10.0.0.2:7100\n"
+                   "  memrack-worker --model M --registry R --stage 0/2 --next 10.0.0.2:7100",
         .options = options};
     mr_err err = {{0}};
     int count;
@@ -72,6 +123,7 @@ static int parse(settings *s, int argc, char **argv) {
     if (status == MR_OK && s->memshards.count > MR_MAX_MEMSHARDS)
         status = mr_fail(&err, MR_ERR_LIMIT, "%u memshards; at most %d", s->memshards.count,
                          MR_MAX_MEMSHARDS);
+    if (status == MR_OK) status = check_stage(s, &err);
     return status == MR_OK ? -1 : mr_process_fail(component, status, &err);
 }
 
@@ -87,7 +139,7 @@ static mr_status check_registry(const mr_registry *r, const mr_manifest *manifes
 }
 
 static mr_status reach_shards(mr_shards *out, const settings *s, const mr_model *model,
-                              const mr_manifest *manifest, mr_err *err) {
+                              const mr_manifest *manifest, mr_block_range blocks, mr_err *err) {
     mr_registry registry = {0};
     mr_status status = MR_OK;
     const char *const *addresses = s->memshards.items;
@@ -100,22 +152,26 @@ static mr_status reach_shards(mr_shards *out, const settings *s, const mr_model 
         count = registry.memshards.count;
     }
     const bool has_memory = mr_model_memory_count(model) > 0;
+    const bool reads_memory = mr_stage_reads_memory(model, blocks);
     if (status == MR_OK && has_memory != (count > 0))
         status = mr_fail(err, MR_ERR_ARGUMENT,
                          has_memory ? "%s has memory layers: name its memshards"
                                     : "%s has no memory layers: it needs no memshards",
                          s->model);
-    if (status == MR_OK && has_memory)
+    if (status == MR_OK && reads_memory)
         status = mr_shards_connect(out, addresses, count, manifest->digest,
                                    mr_now_ns() + s->connect_timeout_ms * 1000000, err);
     mr_registry_free(&registry);
     return status;
 }
 
-static mr_status print_plan(const mr_engine_options *options, mr_err *err) {
+static mr_status print_plan(const mr_engine_options *options, mr_block_range blocks, mr_err *err) {
     mr_engine_memory m;
     const mr_status status = mr_engine_plan(&m, options, err);
     if (status != MR_OK) return status;
+    if (options->stages > 1)
+        printf("worker: stage %u of %u: blocks %u to %u\n", options->stage, options->stages,
+               blocks.first, blocks.first + blocks.count - 1);
     printf("worker: will hold %.1f MiB: weights %.1f, KV cache %.1f, buffers %.1f, shuffle indices "
            "%.1f; "
            "%u memshards\n",
@@ -128,8 +184,18 @@ static mr_status print_plan(const mr_engine_options *options, mr_err *err) {
 
 static mr_status serve(const settings *s, mr_engine *engine, mr_digest digest, mr_err *err) {
     mr_worker *worker;
-    const mr_status status = mr_worker_open(&worker, engine, digest, s->listen, err);
+    mr_status status = mr_worker_open(&worker, engine, digest, s->listen, err);
     if (status != MR_OK) return status;
+    if (s->next) {
+        status = mr_worker_set_next(worker, digest, s->next, err);
+        if (status == MR_OK)
+            status = mr_worker_wait_next(worker, digest,
+                                         mr_now_ns() + s->connect_timeout_ms * 1000000, err);
+        if (status != MR_OK) {
+            mr_worker_close(worker);
+            return status;
+        }
+    }
     mr_process_ready(mr_worker_address(worker), (int)s->ready_fd);
     mr_process_wait();
     mr_worker_close(worker);
@@ -141,20 +207,26 @@ static mr_status run(const settings *s, mr_err *err) {
     mr_manifest manifest = {0};
     mr_engine *engine = NULL;
     mr_shards shards = {0};
+    mr_block_range blocks;
     mr_engine_options options = {.ops = mr_ops_find(s->isa),
                                  .threads = (uint32_t)s->threads,
                                  .kv_blocks = (uint32_t)s->kv_blocks,
                                  .step_tokens_max = (uint32_t)s->step_tokens,
                                  .two_trips = s->two_trips,
+                                 .stage = s->stage,
+                                 .stages = s->stages,
+                                 .block_first = s->block_first,
+                                 .block_count = s->block_count,
                                  .retrieval_timeout_ms = (uint32_t)s->retrieval_timeout_ms};
     if (!options.ops)
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "--isa %s: this processor or build has no such kernels", s->isa);
     mr_status status = mr_model_open(&model, s->model, err);
     if (status != MR_OK) return status;
-    status = mr_manifest_load(&manifest, model, NULL, NULL, err);
+    status = mr_stage_range(&blocks, model, &options, err);
+    if (status == MR_OK) status = mr_manifest_load(&manifest, model, NULL, NULL, err);
     if (status != MR_OK) goto close_model;
-    status = reach_shards(&shards, s, model, &manifest, err);
+    status = reach_shards(&shards, s, model, &manifest, blocks, err);
     if (status != MR_OK) goto free_manifest;
     options.model = model;
     options.manifest = &manifest;
@@ -162,7 +234,7 @@ static mr_status run(const settings *s, mr_err *err) {
     options.shards = shards.links;
     options.addresses = (const char *const *)shards.addresses;
     options.shard_count = shards.count;
-    status = print_plan(&options, err);
+    status = print_plan(&options, blocks, err);
     if (status == MR_OK) status = mr_engine_open(&engine, &options, err);
     mr_shards_free(&shards, engine == NULL); /* an engine has taken the links over */
     if (status == MR_OK) status = serve(s, engine, manifest.digest, err);

@@ -1,122 +1,75 @@
-/* serve.c - mr_worker_open of serve.h: a serving thread and a step thread.
+/* serve.c - mr_worker_open of serve.h: models, clients, and the serving thread's callbacks.
  *
- * The serving thread owns the links: it checks STEP frames, copies them into the queue and moves
- * answers from a client's outbox into its link. The step thread owns the engine: it takes one step
- * after the other and puts the answers into the outbox of the client that asked. One mutex guards
- * the queue, the list of clients and their outboxes; it is never held while a step or a system call
- * runs. A client is found by its number, which is never used twice: answers to one that left find
- * nobody. */
-#include "worker/serve.h"
+ * The serving thread owns the links: it checks frames, queues steps and moves answers from a
+ * client's outbox into its link. See serve_impl.h for the other parts. */
+#include "worker/serve_impl.h"
 
 #include "common/base/clock.h"
-#include "common/base/limits.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
-#include "common/net/server.h"
 #include "common/net/session.h"
-#include "common/ops/team.h"
-#include "worker/answers.h"
 
-#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    OUTBOX_BYTES_MAX = 8 << 20, /* of one client, before the step waits for it to read */
-    STUCK_MS = 10000,
-    LOOK_EVERY_MS = 50,
-};
+/* --- outboxes (lock held) --------------------------------------------------------------------- */
 
-typedef struct {
-    mr_wire_header header;
-    uint32_t payload_bytes, reserved; /* the payload follows, padded to 8 bytes */
-} parcel;
-_Static_assert(sizeof(parcel) % 8 == 0, "payloads stay aligned");
+uint8_t *mr_outbox_put(mr_outbox *box, const mr_wire_header *header, uint32_t payload_bytes) {
+    const size_t bytes = mr_parcel_bytes(payload_bytes), held = mr_outbox_bytes(box);
+    const mr_parcel parcel = {.header = *header, .payload_bytes = payload_bytes};
+    if (box->room - box->used < bytes) {
+        if (held > 0) memmove(box->bytes, box->bytes + box->taken, held);
+        box->taken = 0;
+        box->used = held;
+        if (box->room < held + bytes) {
+            box->room = 2 * (held + bytes);
+            box->bytes = mr_realloc_array(box->bytes, box->room, 1);
+        }
+    }
+    uint8_t *room = box->bytes + box->used;
+    memcpy(room, &parcel, sizeof(parcel));
+    box->used += bytes;
+    return room + sizeof(parcel);
+}
 
-typedef struct {
-    uint64_t number;
-    mr_link *link;
-    uint8_t *outbox; /* parcels in [taken, used) */
-    size_t room, taken, used;
-} client;
+void mr_outbox_move(mr_outbox *box, mr_link *link) {
+    while (box->taken < box->used) {
+        mr_parcel parcel;
+        memcpy(&parcel, box->bytes + box->taken, sizeof(parcel));
+        void *room = mr_link_begin(link, &parcel.header, parcel.payload_bytes);
+        if (!room) return;
+        if (parcel.payload_bytes > 0)
+            memcpy(room, box->bytes + box->taken + sizeof(parcel), parcel.payload_bytes);
+        mr_link_end(link);
+        box->taken += mr_parcel_bytes(parcel.payload_bytes);
+    }
+}
 
-typedef struct {
-    uint64_t client, request;
-    uint8_t *payload; /* owned */
-    uint32_t payload_bytes;
-    int64_t expires_ns; /* nobody waits for it after that; INT64_MAX: not stated */
-} job;
+/* --- clients and models (lock held) ----------------------------------------------------------- */
 
-struct mr_worker {
-    mr_engine *engine;
-    mr_server *server;
-    pthread_t step_thread;
-    bool has_thread;
-    atomic_bool stop;
-    pthread_mutex_t lock; /* guards what follows up to the blank line */
-    pthread_cond_t changed;
-    job jobs[MR_WORKER_STEPS_QUEUED]; /* a ring */
-    uint32_t job_first, job_count;
-    client *clients; /* [client_count] */
-    uint32_t client_count;
-    uint64_t next_number;
-
-    /* step thread only: the answer between begin and end */
-    uint64_t answer_client;
-    parcel answer;
-    uint8_t *answer_payload; /* MR_MAX_FRAME_BYTES */
-};
-
-/* --- clients (lock held) ---------------------------------------------------------------------- */
-
-static client *find_number(mr_worker *w, uint64_t number) {
+mr_client *mr_worker_client(mr_worker *w, uint64_t number) {
     for (uint32_t i = 0; i < w->client_count; i++)
         if (w->clients[i].number == number) return &w->clients[i];
     return NULL;
 }
 
-static client *find_link(mr_worker *w, const mr_link *link) {
+mr_client *mr_worker_client_of(mr_worker *w, const mr_link *link) {
     for (uint32_t i = 0; i < w->client_count; i++)
         if (w->clients[i].link == link) return &w->clients[i];
     return NULL;
 }
 
-static client *find_or_add(mr_worker *w, mr_link *link) {
-    client *c = find_link(w, link);
-    if (c) return c;
-    w->clients = mr_realloc_array(w->clients, w->client_count + 1, sizeof(*w->clients));
-    c = &w->clients[w->client_count++];
-    *c = (client){.number = ++w->next_number, .link = link};
-    return c;
+mr_served_model *mr_worker_model(mr_worker *w, const mr_digest *digest) {
+    for (uint32_t i = 0; i < w->model_count; i++)
+        if (memcmp(&w->models[i]->digest, digest, sizeof(*digest)) == 0) return w->models[i];
+    return NULL;
 }
 
-static size_t parcel_bytes(uint32_t payload_bytes) {
-    return sizeof(parcel) + (((size_t)payload_bytes + 7) & ~(size_t)7);
-}
-
-static void put_parcel(client *c, const parcel *p, const uint8_t *payload) {
-    const size_t bytes = parcel_bytes(p->payload_bytes), held = c->used - c->taken;
-    if (c->room - c->used < bytes) {
-        if (held > 0) memmove(c->outbox, c->outbox + c->taken, held);
-        c->taken = 0;
-        c->used = held;
-        if (c->room < held + bytes) {
-            c->room = 2 * (held + bytes);
-            c->outbox = mr_realloc_array(c->outbox, c->room, 1);
-        }
-    }
-    memcpy(c->outbox + c->used, p, sizeof(*p));
-    if (p->payload_bytes > 0) memcpy(c->outbox + c->used + sizeof(*p), payload, p->payload_bytes);
-    c->used += bytes;
-}
-
-/* --- the step thread -------------------------------------------------------------------------- */
-
-/* Until now + LOOK_EVERY_MS; the caller looks again at what it waits for. */
-static void wait_a_little(mr_worker *w) {
+void mr_worker_wait(mr_worker *w) {
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += LOOK_EVERY_MS * 1000000l;
+    until.tv_nsec += MR_LOOK_EVERY_MS * 1000000l;
     if (until.tv_nsec >= 1000000000) {
         until.tv_sec++;
         until.tv_nsec -= 1000000000;
@@ -124,97 +77,56 @@ static void wait_a_little(mr_worker *w) {
     pthread_cond_timedwait(&w->changed, &w->lock, &until);
 }
 
-/* Waits for room in the client's outbox. NULL: it left, does not read, or the worker ends. */
-static void *begin_answer(void *context, const mr_wire_header *header, uint32_t payload_bytes) {
-    mr_worker *w = context;
+bool mr_worker_wait_room(mr_worker *w, uint64_t client, uint32_t payload_bytes) {
     size_t held_before = SIZE_MAX;
     int64_t deadline = 0;
-    bool has_room = false;
-    pthread_mutex_lock(&w->lock);
     while (!atomic_load(&w->stop)) {
-        const client *c = find_number(w, w->answer_client);
-        if (!c) break;
-        const size_t held = c->used - c->taken;
-        has_room = held + parcel_bytes(payload_bytes) <= OUTBOX_BYTES_MAX;
-        if (has_room) break;
-        if (held < held_before) deadline = mr_now_ns() + STUCK_MS * 1000000ll;
+        const mr_client *c = mr_worker_client(w, client);
+        if (!c) return false;
+        const size_t held = mr_outbox_bytes(&c->out);
+        if (held + mr_parcel_bytes(payload_bytes) <= MR_OUTBOX_BYTES_MAX) return true;
+        if (held < held_before) deadline = mr_now_ns() + MR_STUCK_MS * 1000000ll;
         held_before = held;
-        if (mr_now_ns() >= deadline) break;
-        wait_a_little(w);
+        if (mr_now_ns() >= deadline) return false;
+        mr_worker_wait(w);
     }
-    pthread_mutex_unlock(&w->lock);
-    w->answer = (parcel){.header = *header, .payload_bytes = payload_bytes};
-    return has_room ? w->answer_payload : NULL;
+    return false;
 }
 
-static void end_answer(void *context, bool urgent) {
-    mr_worker *w = context;
-    pthread_mutex_lock(&w->lock);
-    client *c = find_number(w, w->answer_client);
-    if (c) put_parcel(c, &w->answer, w->answer_payload);
-    pthread_mutex_unlock(&w->lock);
-    if (urgent) mr_server_wake(w->server);
-}
-
-static void run_job(mr_worker *w, const job *j) {
-    const mr_answer_sink sink = {begin_answer, end_answer, w};
-    const mr_wire_header header = {.magic = MR_WIRE_MAGIC,
-                                   .version = MR_WIRE_VERSION,
-                                   .type = MR_FRAME_STEP,
-                                   .payload_bytes = j->payload_bytes,
-                                   .request = j->request};
-    const mr_frame frame = {&header, j->payload};
-    mr_step_view view;
-    mr_err err = {{0}};
-    w->answer_client = j->client;
-    const mr_status status = mr_step_check(&view, &frame, &err); /* again: for the view */
-    if (status != MR_OK)
-        mr_answer_error(j->request, status, err.text, &sink);
-    else if (mr_now_ns() > j->expires_ns)
-        mr_answer_error(j->request, MR_ERR_TIMEOUT, "the step waited longer than its asker", &sink);
-    else
-        mr_answer_step(w->engine, j->request, &view, &sink);
-}
-
-static void *run_steps(void *argument) {
-    mr_worker *w = argument;
-    mr_float_environment();
-    pthread_mutex_lock(&w->lock);
-    while (!atomic_load(&w->stop)) {
-        if (w->job_count == 0) {
-            pthread_cond_wait(&w->changed, &w->lock);
-            continue;
-        }
-        job j = w->jobs[w->job_first];
-        w->job_first = (w->job_first + 1) % MR_WORKER_STEPS_QUEUED;
-        w->job_count--;
-        pthread_mutex_unlock(&w->lock);
-        run_job(w, &j);
-        free(j.payload);
-        pthread_mutex_lock(&w->lock);
-    }
-    pthread_mutex_unlock(&w->lock);
-    return NULL;
+void mr_worker_put_error(mr_worker *w, uint64_t client, uint64_t request, mr_status status,
+                         const char *sentence) {
+    const mr_wire_header header = {.type = MR_FRAME_ERROR, .request = request, .status = status};
+    const size_t bytes = strnlen(sentence, MR_ERR_TEXT_BYTES - 1);
+    mr_client *c = mr_worker_client(w, client);
+    if (!c) return;
+    uint8_t *room = mr_outbox_put(&c->out, &header, (uint32_t)bytes);
+    if (bytes > 0) memcpy(room, sentence, bytes);
 }
 
 /* --- the serving thread ----------------------------------------------------------------------- */
 
-static mr_status queue_step(mr_worker *w, mr_link *link, const mr_frame *frame, mr_err *err) {
-    const mr_wire_header *h = frame->header;
+static mr_status offer_model(void *context, const mr_wire_hello *hello, mr_session_offer *out,
+                             mr_err *err) {
+    static const mr_digest any;
+    mr_worker *w = context;
+    mr_digest wanted;
     mr_status status = MR_OK;
+    memcpy(wanted.bytes, hello->digest, sizeof(wanted.bytes));
     pthread_mutex_lock(&w->lock);
-    if (w->job_count == MR_WORKER_STEPS_QUEUED) {
-        status = mr_fail(err, MR_ERR_LIMIT, "%d steps wait for this worker already",
-                         MR_WORKER_STEPS_QUEUED);
+    const mr_served_model *m = mr_worker_model(w, &wanted);
+    if (w->model_count == 1 || (w->model_count > 1 && memcmp(&wanted, &any, sizeof(any)) == 0))
+        m = w->models[0]; /* the session refuses another digest, naming both */
+    if (m) {
+        w->offered = m->info;
+        out->digest = m->digest;
+        out->tail = &w->offered;
+        out->tail_bytes = sizeof(w->offered);
     } else {
-        job *j = &w->jobs[(w->job_first + w->job_count++) % MR_WORKER_STEPS_QUEUED];
-        *j = (job){.client = find_or_add(w, link)->number,
-                   .request = h->request,
-                   .payload = mr_alloc(h->payload_bytes),
-                   .payload_bytes = h->payload_bytes,
-                   .expires_ns = h->budget_us ? mr_now_ns() + h->budget_us * 1000ll : INT64_MAX};
-        memcpy(j->payload, frame->payload, h->payload_bytes);
-        pthread_cond_broadcast(&w->changed);
+        char text[MR_DIGEST_TEXT_BYTES];
+        mr_digest_text(&wanted, text);
+        status =
+            mr_fail(err, w->model_count > 0 ? MR_ERR_MISMATCH : MR_ERR_UNAVAILABLE,
+                    "none of the %u models loaded here has digest %.12s...", w->model_count, text);
     }
     pthread_mutex_unlock(&w->lock);
     return status;
@@ -224,57 +136,133 @@ static void handle(void *context, mr_link *reply, const mr_frame *frame) {
     mr_worker *w = context;
     mr_step_view view;
     mr_err err = {{0}};
+    const uint16_t type = frame->header->type;
     mr_status status;
-    if (frame->header->type != MR_FRAME_STEP)
-        status = mr_fail(&err, MR_ERR_UNSUPPORTED, "a worker does not answer %s frames",
-                         mr_frame_name(frame->header->type));
-    else
+    if (type == MR_FRAME_STEP || type == MR_FRAME_STAGE)
         status = mr_step_check(&view, frame, &err);
+    else if (type == MR_FRAME_HIDDEN)
+        status = mr_jobs_take_hidden(w, reply, frame, &err);
+    else
+        status = mr_fail(&err, MR_ERR_UNSUPPORTED, "a worker does not answer %s frames",
+                         mr_frame_name(type));
     if (status != MR_OK) {
         mr_log_warn("%s: refused: %s", mr_link_peer(reply), err.text);
         mr_session_refuse(reply, frame->header->request, status, err.text);
         return;
     }
-    status = queue_step(w, reply, frame, &err);
+    if (type == MR_FRAME_HIDDEN) return;
+    status = mr_jobs_take_step(w, reply, frame, &view, &err);
     if (status != MR_OK) mr_link_send_error(reply, frame->header->request, status, err.text);
 }
 
 static void move_answers(void *context, mr_link *link) {
     mr_worker *w = context;
     pthread_mutex_lock(&w->lock);
-    client *c = find_link(w, link);
-    while (c && c->taken < c->used) {
-        parcel p;
-        memcpy(&p, c->outbox + c->taken, sizeof(p));
-        void *room = mr_link_begin(link, &p.header, p.payload_bytes);
-        if (!room) break;
-        if (p.payload_bytes > 0) memcpy(room, c->outbox + c->taken + sizeof(p), p.payload_bytes);
-        mr_link_end(link);
-        c->taken += parcel_bytes(p.payload_bytes);
+    mr_client *c = mr_worker_client_of(w, link);
+    if (c && mr_outbox_bytes(&c->out) > 0) {
+        mr_outbox_move(&c->out, link);
+        pthread_cond_broadcast(&w->changed);
     }
-    if (c) pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
 }
 
 static void forget_client(void *context, mr_link *link) {
     mr_worker *w = context;
     pthread_mutex_lock(&w->lock);
-    client *c = find_link(w, link);
+    mr_client *c = mr_worker_client_of(w, link);
     if (c) {
-        uint32_t kept = 0;
-        for (uint32_t i = 0; i < w->job_count; i++) {
-            const job j = w->jobs[(w->job_first + i) % MR_WORKER_STEPS_QUEUED];
-            if (j.client == c->number)
-                free(j.payload);
-            else
-                w->jobs[(w->job_first + kept++) % MR_WORKER_STEPS_QUEUED] = j;
-        }
-        w->job_count = kept;
-        free(c->outbox);
+        mr_jobs_drop_client(w, c->number);
+        free(c->out.bytes);
         *c = w->clients[--w->client_count];
         pthread_cond_broadcast(&w->changed);
     }
     pthread_mutex_unlock(&w->lock);
+}
+
+/* --- models ----------------------------------------------------------------------------------- */
+
+static void free_model(mr_served_model *m) {
+    mr_next_close(m->next);
+    free(m);
+}
+
+mr_status mr_worker_add(mr_worker *w, mr_engine *engine, mr_digest digest, mr_err *err) {
+    const mr_engine_part *part = mr_engine_get_part(engine);
+    mr_served_model *m = mr_alloc(sizeof(*m));
+    mr_status status = MR_OK;
+    m->worker = w;
+    m->engine = engine;
+    m->digest = digest;
+    mr_engine_info(engine, &m->info);
+    if (part->stage + 1 < part->stages) status = mr_next_open(&m->next, m, err);
+    pthread_mutex_lock(&w->lock);
+    if (status == MR_OK && mr_worker_model(w, &digest))
+        status = mr_fail(err, MR_ERR_ARGUMENT, "the model is loaded in this worker already");
+    if (status == MR_OK && w->model_count == MR_MAX_MODELS)
+        status = mr_fail(err, MR_ERR_LIMIT, "%d models in one worker already", MR_MAX_MODELS);
+    if (status == MR_OK) w->models[w->model_count++] = m;
+    pthread_mutex_unlock(&w->lock);
+    if (status != MR_OK) free_model(m);
+    return status;
+}
+
+mr_status mr_worker_remove(mr_worker *w, mr_digest digest, int64_t deadline_ns, mr_err *err) {
+    pthread_mutex_lock(&w->lock);
+    mr_served_model *m = mr_worker_model(w, &digest);
+    if (!m || m->is_leaving) {
+        pthread_mutex_unlock(&w->lock);
+        return mr_fail(err, MR_ERR_ARGUMENT, "no such model is loaded in this worker");
+    }
+    m->is_leaving = true;
+    while ((m->steps > 0 || m->users > 0) && mr_now_ns() < deadline_ns) mr_worker_wait(w);
+    if (m->steps > 0 || m->users > 0) {
+        m->is_leaving = false;
+        const uint32_t steps = m->steps;
+        pthread_mutex_unlock(&w->lock);
+        return mr_fail(err, MR_ERR_TIMEOUT, "%u steps of the model are still under way", steps);
+    }
+    uint32_t at = 0;
+    while (w->models[at] != m) at++;
+    memmove(&w->models[at], &w->models[at + 1], (--w->model_count - at) * sizeof(w->models[0]));
+    pthread_mutex_unlock(&w->lock);
+    free_model(m);
+    return MR_OK;
+}
+
+static mr_status fail_no_next(mr_err *err) {
+    return mr_fail(err, MR_ERR_ARGUMENT,
+                   "no such model is loaded here, or no stage of its pipeline follows this one");
+}
+
+mr_status mr_worker_set_next(mr_worker *w, mr_digest digest, const char *address, mr_err *err) {
+    mr_status status = MR_OK;
+    pthread_mutex_lock(&w->lock);
+    const mr_served_model *m = mr_worker_model(w, &digest);
+    if (m && m->next)
+        mr_next_set(m->next, address);
+    else
+        status = fail_no_next(err);
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+mr_status mr_worker_wait_next(mr_worker *w, mr_digest digest, int64_t deadline_ns, mr_err *err) {
+    mr_status status;
+    pthread_mutex_lock(&w->lock);
+    mr_served_model *m = mr_worker_model(w, &digest);
+    if (!m || !m->next) {
+        status = fail_no_next(err);
+    } else {
+        m->users++;
+        while ((status = mr_next_is_up(m->next, err)) != MR_OK && !m->is_leaving &&
+               mr_now_ns() < deadline_ns)
+            mr_worker_wait(w);
+        m->users--;
+        pthread_cond_broadcast(&w->changed);
+        if (status != MR_OK) status = MR_ERR_TIMEOUT;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return status;
 }
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -288,34 +276,39 @@ static void init_lock(mr_worker *w) {
     pthread_mutex_init(&w->lock, NULL);
 }
 
+static mr_status start_step_thread(mr_worker *w, mr_err *err) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int code = pthread_create(&w->step_thread, NULL, mr_worker_run_steps, w);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    w->has_thread = code == 0;
+    if (code != 0) return mr_fail(err, MR_ERR_NOMEM, "start the step thread: %s", strerror(code));
+    return MR_OK;
+}
+
 mr_status mr_worker_open(mr_worker **out, mr_engine *engine, mr_digest digest, const char *address,
                          mr_err *err) {
-    mr_wire_worker_info info;
     *out = NULL;
     mr_worker *w = mr_alloc(sizeof(*w));
-    w->engine = engine;
     w->answer_payload = mr_alloc(MR_MAX_FRAME_BYTES);
     init_lock(w);
-    mr_engine_info(engine, &info);
+    mr_jobs_init(w);
     const mr_server_options options = {
         .address = address,
         .threads = 1,
         .role = MR_ROLE_WORKER,
-        .digest = digest,
-        .welcome_tail = &info,
-        .welcome_tail_bytes = sizeof(info),
         .handler = handle,
+        .offer = offer_model,
         .writable = move_answers,
         .link_closed = forget_client,
         .context = w,
     };
-    mr_status status = mr_server_open(&w->server, &options, err);
-    if (status == MR_OK) {
-        const int code = pthread_create(&w->step_thread, NULL, run_steps, w);
-        w->has_thread = code == 0;
-        if (code != 0)
-            status = mr_fail(err, MR_ERR_NOMEM, "start the step thread: %s", strerror(code));
-    }
+    mr_status status = engine ? mr_worker_add(w, engine, digest, err) : MR_OK;
+    pthread_mutex_lock(&w->lock); /* callbacks wait until the server is known to them */
+    if (status == MR_OK) status = mr_server_open(&w->server, &options, err);
+    pthread_mutex_unlock(&w->lock);
+    if (status == MR_OK) status = start_step_thread(w, err);
     if (status != MR_OK) {
         mr_worker_close(w);
         return status;
@@ -335,10 +328,11 @@ void mr_worker_close(mr_worker *w) {
     pthread_cond_broadcast(&w->changed);
     pthread_mutex_unlock(&w->lock);
     if (w->has_thread) pthread_join(w->step_thread, NULL);
+    for (uint32_t i = 0; i < w->model_count; i++) mr_next_close(w->models[i]->next);
     mr_server_close(w->server); /* drops every link, and with it its jobs and outbox */
-    for (uint32_t i = 0; i < w->job_count; i++)
-        free(w->jobs[(w->job_first + i) % MR_WORKER_STEPS_QUEUED].payload);
-    for (uint32_t i = 0; i < w->client_count; i++) free(w->clients[i].outbox);
+    for (uint32_t i = 0; i < w->client_count; i++) free(w->clients[i].out.bytes);
+    for (uint32_t i = 0; i < w->model_count; i++) free(w->models[i]);
+    mr_jobs_free(w);
     pthread_cond_destroy(&w->changed);
     pthread_mutex_destroy(&w->lock);
     free(w->clients);

@@ -2,18 +2,33 @@
  *
  * Two ways in. mr_worker_serve_link runs steps for one link in the caller's thread: the embedded
  * cluster gives it one end of a socket pair. mr_worker_open listens: a serving thread accepts
- * links, answers pings and queues steps; one step thread owns the engine and takes them in order.
- * HELLO is answered with mr_wire_worker_info. A step's frames come in the order of the engine's
- * reports and end with DONE or ERROR; after ERROR nothing of that step counts.
+ * links, answers pings and queues steps; one step thread owns the engines and takes them in order.
+ * HELLO is answered with mr_wire_worker_info of the model it asks for. A step's frames come in the
+ * order of the engine's reports and end with DONE or ERROR; after ERROR nothing of that step
+ * counts.
+ *
+ * A worker that is a pipeline stage but not the last keeps a link to the next one: after its own
+ * blocks it sends STAGE and HIDDEN and goes on with the next step at once; the answers are passed
+ * back to the one who asked, DONE with the counters of all stages. A next stage that is closed, or
+ * does not answer pings for MR_WORKER_NEXT_LOST_MS, fails the steps it owes with an error that
+ * names it, and is connected to again in the background.
+ *
+ * Owners: the highest epoch seen in a STEP or STAGE of a model is remembered; a lower one is
+ * answered with MR_ERR_STALE, and so are steps of the older owner that still wait.
  * Bounds: MR_WORKER_STEPS_QUEUED steps wait; one more is answered with MR_ERR_LIMIT. A coordinator
- * that does not read its answers for ten seconds loses the rest of them. */
+ * that does not read its answers for ten seconds loses the rest of them. Hidden states that wait
+ * for their step hold MR_MAX_STAGED_BYTES. Warm, a step allocates nothing here either. */
 #ifndef MR_WORKER_SERVE_H
 #define MR_WORKER_SERVE_H
 #include "worker/engine.h"
 
 #include <stdatomic.h>
 
-enum { MR_WORKER_STEPS_QUEUED = 64 };
+enum {
+    MR_WORKER_STEPS_QUEUED = 64,
+    MR_WORKER_PING_MS = 250,      /* a next stage silent for so long is asked */
+    MR_WORKER_NEXT_LOST_MS = 750, /* and lost after so long in all */
+};
 
 /* Serves until *stop is true (looked at every 50 ms) or the other side closes; both are MR_OK. link
  * is borrowed, the engine belongs to this thread meanwhile. digest: of the model, for HELLO. */
@@ -22,11 +37,28 @@ mr_status mr_worker_serve_link(mr_engine *engine, mr_digest digest, mr_link *lin
 
 typedef struct mr_worker mr_worker;
 
-/* engine is borrowed until close. address as in server.h. */
+/* address as in server.h. engine, the first model's, may be NULL: mr_worker_add brings some later.
+ */
 mr_status mr_worker_open(mr_worker **out, mr_engine *engine, mr_digest digest, const char *address,
                          mr_err *err);
 const char *mr_worker_address(const mr_worker *worker); /* with the real port */
 /* Ends after the step under way; steps that wait are dropped with their links. NULL is fine. */
 void mr_worker_close(mr_worker *worker);
+
+/* The rest may be called from any thread while the worker is open.
+ *
+ * One more model beside the others, found by the digest of HELLO (an unset one gives the oldest).
+ * The engine is borrowed until it was removed or the worker is closed. */
+mr_status mr_worker_add(mr_worker *worker, mr_engine *engine, mr_digest digest, mr_err *err);
+/* Takes no new steps of the model, waits until the last one is answered, and gives the engine back.
+ * MR_ERR_TIMEOUT: steps are still under way, and the model goes on as before. */
+mr_status mr_worker_remove(mr_worker *worker, mr_digest digest, int64_t deadline_ns, mr_err *err);
+
+/* Where the next stage of a model's pipeline listens; NULL: nowhere for now. Copied; connects in
+ * the background. MR_ERR_ARGUMENT: no such model, or its last stage is here. */
+mr_status mr_worker_set_next(mr_worker *worker, mr_digest digest, const char *address, mr_err *err);
+/* Waits until the next stage is connected. MR_ERR_TIMEOUT with the reason why it is not. */
+mr_status mr_worker_wait_next(mr_worker *worker, mr_digest digest, int64_t deadline_ns,
+                              mr_err *err);
 
 #endif

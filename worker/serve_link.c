@@ -66,7 +66,11 @@ static mr_status take(mr_engine *engine, const mr_session_offer *offer, door *d,
     case MR_FRAME_STEP:
         status = mr_step_check(&view, frame, err);
         if (status != MR_OK) return status;
-        mr_answer_step(engine, frame->header->request, &view, &sink);
+        mr_answer_step(engine,
+                       &(mr_answer_task){.request = frame->header->request,
+                                         .version = frame->header->version,
+                                         .view = &view},
+                       &sink);
         break;
     default:
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a worker does not answer %s frames",

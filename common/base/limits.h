@@ -48,6 +48,7 @@ enum {
     MR_MAX_MEMBERS = 4096,            /* processes of a cluster */
     MR_MAX_REPLICAS = 16,             /* of a cell */
     MR_MAX_STAGES = 64,               /* of a pipeline */
+    MR_MAX_STAGED_BYTES = 512 << 20,  /* hidden states that wait at a stage for their step */
     MR_MAX_GROUPS = 256,              /* worker groups of a cluster */
     MR_MAX_MODELS = 64,               /* in one cluster, all versions */
     MR_MAX_RECORD_BYTES = 1536 << 10, /* of one etcd value, as etcd itself */
@@ -80,8 +81,8 @@ enum {
     MR_MAX_ADDED_TRIE_NODES = 1 << 22, /* bytes of all added tokens, shared prefixes once */
     MR_MAX_PRE_TOKENIZERS = 16,
     MR_MAX_REGEX_BYTES = 16 << 10,
-    MR_MAX_TEMPLATE_TOKENS = 16,   /* special tokens the post-processor adds */
-    MR_MAX_REGEX_STEPS = 1 << 20,      /* backtracking steps of one match, and 32 per byte */
+    MR_MAX_TEMPLATE_TOKENS = 16,  /* special tokens the post-processor adds */
+    MR_MAX_REGEX_STEPS = 1 << 20, /* backtracking steps of one match, and 32 per byte */
 };
 
 _Static_assert(MR_MAX_CELLS >= MR_MAX_MEMSHARDS, "every shard can hold a cell");

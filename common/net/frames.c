@@ -240,8 +240,9 @@ mr_status mr_step_check(mr_step_view *out, const mr_frame *frame, mr_err *err) {
     if (status != MR_OK) return status;
     status = check_bytes("a STEP", need, have, err);
     if (status != MR_OK) return status;
-    if ((fixed->flags & ~(uint32_t)MR_STEP_MAY_DEGRADE) ||
-        (frame->header->version < 2 && fixed->flags != 0))
+    const bool is_stage = frame->header->type == MR_FRAME_STAGE;
+    const uint32_t known = MR_STEP_MAY_DEGRADE | (is_stage ? (uint32_t)MR_STEP_DEGRADED : 0u);
+    if ((fixed->flags & ~known) || (frame->header->version < 2 && fixed->flags != 0))
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a STEP with unknown flags %x", fixed->flags);
 
     const mr_wire_sequence *sequences = (const void *)(fixed + 1);

@@ -147,17 +147,16 @@ mr_status mr_hidden_check(mr_hidden_view *out, const mr_frame *frame, mr_err *er
     const uint32_t have = frame->header->payload_bytes;
     *out = (mr_hidden_view){0};
     if (have < sizeof(*f)) return cut_short("a HIDDEN", have, err);
-    if (f->kind > MR_HIDDEN_PENDING || f->kinds > 3 || !(f->kinds & (1u << f->kind)) ||
-        f->reserved != 0)
+    if (f->kind > MR_HIDDEN_PENDING || f->kinds > 3 || !(f->kinds & (1u << f->kind)))
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a HIDDEN of kind %u among %x", f->kind, f->kinds);
     if (f->tokens == 0 || (uint64_t)f->token_first + f->tokens > MR_MAX_STEP_TOKENS ||
         f->columns == 0 || f->columns > MR_MAX_D_MODEL)
         return mr_fail(err, MR_ERR_RANGE, "a HIDDEN of %u tokens from %u with %u columns",
                        f->tokens, f->token_first, f->columns);
-    if (f->layer < -1 || f->layer >= MR_MAX_LAYERS ||
+    if (f->layer < -1 || f->layer >= MR_MAX_LAYERS || f->block >= MR_MAX_LAYERS ||
         (f->kind == MR_HIDDEN_PENDING) != (f->layer >= 0))
-        return mr_fail(err, MR_ERR_RANGE, "a HIDDEN of kind %u for memory layer %d", f->kind,
-                       f->layer);
+        return mr_fail(err, MR_ERR_RANGE, "a HIDDEN of kind %u for memory layer %d, block %u",
+                       f->kind, f->layer, f->block);
     const uint64_t need = sizeof(*f) + (uint64_t)f->tokens * f->columns * sizeof(float);
     if (need != have) return wrong_size("a HIDDEN", need, have, err);
     const float *values = (const void *)(f + 1);
