@@ -89,10 +89,10 @@ static flight *new_flight(mr_next *n) {
 }
 
 /* "stage 1 of 3 at ADDR" */
-static mr_status name_stage(const mr_next *n, mr_status status, mr_err *err) {
+static mr_status name_stage(const mr_next *n, const char *address, mr_status status, mr_err *err) {
     const mr_engine_part *part = mr_engine_get_part(n->model->engine);
     return mr_fail_prefix(err, status, "stage %u of %u at %s", part->stage + 1, part->stages,
-                          n->address ? n->address : "no address");
+                          address ? address : "no address");
 }
 
 /* --- sending (the step thread) ---------------------------------------------------------------- */
@@ -294,7 +294,7 @@ static void expire_flights(mr_next *n) {
         if (!f->is_used || now < f->expires_ns) continue;
         mr_err err;
         mr_fail(&err, MR_ERR_TIMEOUT, "the step was not answered in time");
-        name_stage(n, MR_ERR_TIMEOUT, &err);
+        name_stage(n, n->address, MR_ERR_TIMEOUT, &err);
         fail_flight(n, f, MR_ERR_TIMEOUT, err.text);
         any = true;
     }
@@ -453,7 +453,7 @@ static void serve_address(mr_next *n, const char *address, uint64_t version) {
     }
     if (status == MR_OK) mr_fail(&err, MR_ERR_UNAVAILABLE, "the pipeline was changed");
     pthread_mutex_lock(&n->worker->lock);
-    name_stage(n, MR_ERR_UNAVAILABLE, &err);
+    name_stage(n, address, MR_ERR_UNAVAILABLE, &err);
     if (was_up) mr_log_warn("%s", err.text);
     go_down(n, &err);
     pthread_mutex_unlock(&n->worker->lock);
@@ -510,6 +510,9 @@ void mr_next_set(mr_next *n, const char *address) {
     free(n->address);
     n->address = address ? mr_strdup(address) : NULL;
     n->version++;
+    n->is_up = false; /* what was sent fails when the thread sees it; nothing more is sent */
+    mr_fail(&n->why, MR_ERR_UNAVAILABLE, "it is not connected yet");
+    name_stage(n, n->address, MR_ERR_UNAVAILABLE, &n->why);
     wake(n);
 }
 

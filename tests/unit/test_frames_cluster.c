@@ -185,7 +185,7 @@ static void test_hidden(void **state) {
     REFUSED(MR_FRAME_HIDDEN, hidden, fixed.kinds, 5);
     REFUSED(MR_FRAME_HIDDEN, hidden, fixed.layer, 0); /* a stream belongs to no layer */
     REFUSED(MR_FRAME_HIDDEN, hidden, fixed.layer, -2);
-    REFUSED(MR_FRAME_HIDDEN, hidden, fixed.reserved, 1);
+    REFUSED(MR_FRAME_HIDDEN, hidden, fixed.block, MR_MAX_LAYERS);
     REFUSED(MR_FRAME_HIDDEN, hidden, values[1][1], NAN);
     hidden.fixed.kind = MR_HIDDEN_PENDING;
     hidden.fixed.kinds = 3;
