@@ -28,9 +28,20 @@ typedef struct {
 } mr_route;
 
 /* The route of a map. A replica whose member is not in the view is left out; a cell without any
- * keeps none (asking for it fails, or degrades). */
+ * keeps none (asking for it fails, or degrades). MR_ERR_UNAVAILABLE: the view has no map of this
+ * digest. */
 mr_status mr_route_of_view(mr_route *out, const mr_view *view, const mr_digest *digest,
                            mr_err *err);
-void mr_route_free(mr_route *route);
+/* Cell c is on peer c mod count; the peers are called "0", "1", ..; addresses may be NULL. */
+void mr_route_of_addresses(mr_route *out, const char *const *addresses, uint32_t count,
+                           mr_grid grid, const mr_digest *digest);
+/* Copies of everything but the cells. */
+void mr_route_peer_copy(mr_route_peer *out, const mr_route_peer *peer);
+void mr_route_peer_free(mr_route_peer *peer);
+void mr_route_free(mr_route *route); /* leaves it empty */
+
+static inline uint32_t mr_route_cells(const mr_route *route) {
+    return route->grid.row_groups * route->grid.width_slices;
+}
 
 #endif
