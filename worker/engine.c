@@ -153,10 +153,24 @@ static void release(mr_engine *e) {
     free(e->kv);
 }
 
+/* Tables that layers of ours read without a gate: those share the row cache. */
+static uint32_t count_cached_tables(const mr_engine *e) {
+    uint32_t count = 0;
+    for (uint32_t t = 0; t < mr_model_table_count(e->model); t++) {
+        bool is_cached = false;
+        for (uint32_t i = 0; i < mr_model_memory_count(e->model); i++) {
+            const mr_memory_layer *l = mr_model_memory(e->model, i);
+            is_cached |= l->table == t && !l->gated && mr_range_has(e->blocks, l->source);
+        }
+        count += is_cached;
+    }
+    return count;
+}
+
 static mr_status open_retrieval(mr_engine *e, const mr_engine_options *o, mr_err *err) {
     const memory_needs needs = needs_of(e);
     if (!e->has_memory) return MR_OK;
-    if (o->shard_count == 0)
+    if (o->shard_count == 0 && !o->route)
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "the model has memory layers and no memshard was given");
     const mr_grid grid = o->grid.row_groups ? o->grid : (mr_grid){1, 1};
@@ -170,7 +184,17 @@ static mr_status open_retrieval(mr_engine *e, const mr_engine_options *o, mr_err
         .tokens_max = e->step_tokens_max,
         .entries_max = (uint32_t)needs.entries,
         .cores_max = (uint32_t)needs.cores,
-        .slots_width_max = (uint32_t)needs.slots_width};
+        .slots_width_max = (uint32_t)needs.slots_width,
+        .route = o->route,
+        .layers = mr_model_memory_count(e->model),
+        .tables = mr_model_table_count(e->model),
+        .cached_tables = count_cached_tables(e),
+        .seed = o->seed,
+        .spin_ns = o->spin_us * 1000ll,
+        .row_cache_bytes = o->row_cache_bytes,
+        .ops = e->ops,
+        .newer_route = o->newer_route,
+        .newer_context = o->newer_context};
     return mr_retrieval_open(&e->retrieval, &options, err);
 }
 
@@ -212,6 +236,7 @@ static mr_status resolve(mr_engine *e, const mr_engine_options *o, mr_err *err) 
     e->manifest = o->manifest;
     e->ops = o->ops ? o->ops : mr_ops_find(NULL);
     e->two_trips = o->two_trips;
+    e->topk = o->topk;
     e->step_tokens_max = o->step_tokens_max ? o->step_tokens_max : STEP_TOKENS_DEFAULT;
     e->step_sequences_max = o->step_sequences_max ? o->step_sequences_max : STEP_SEQUENCES_DEFAULT;
     if (e->step_tokens_max > MR_MAX_STEP_TOKENS || e->step_sequences_max > MR_MAX_STEP_SEQUENCES)
@@ -328,6 +353,18 @@ mr_engine_output mr_engine_hidden(const mr_engine *engine) {
 
 void mr_engine_set_trace(mr_engine *engine, const mr_trace *trace) {
     engine->trace = trace;
+}
+
+mr_status mr_engine_set_route(mr_engine *engine, const mr_route *route, mr_err *err) {
+    return engine->retrieval ? mr_retrieval_set_route(engine->retrieval, route, err) : MR_OK;
+}
+
+uint64_t mr_engine_route_epoch(const mr_engine *engine) {
+    return engine->retrieval ? mr_retrieval_epoch(engine->retrieval) : 0;
+}
+
+mr_status mr_engine_reach(mr_engine *engine, int64_t deadline_ns, mr_err *err) {
+    return engine->retrieval ? mr_retrieval_reach(engine->retrieval, deadline_ns, err) : MR_OK;
 }
 
 mr_team *mr_engine_team(mr_engine *engine) {

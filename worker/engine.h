@@ -14,6 +14,7 @@
 #include "common/net/fabric.h"
 #include "common/ops/ops.h"
 #include "proto/wire.h"
+#include "worker/route.h"
 #include "worker/weights.h"
 
 typedef struct mr_engine mr_engine;
@@ -34,6 +35,15 @@ typedef struct {
     const char *const *addresses; /* [shard_count] for reconnecting; copied; NULL for loop links */
     uint32_t shard_count;
     uint32_t retrieval_timeout_ms; /* a shard silent for so long fails the step; 0: 500 */
+    /* Instead of links and their grid: which peers hold which cell; copied. They are connected in
+     * the background. newer_route as in worker/retrieval.h; both may be NULL. */
+    const mr_route *route;
+    const mr_route *(*newer_route)(void *context, uint64_t epoch);
+    void *newer_context;
+    uint64_t row_cache_bytes; /* hot rows of layers without a gate, kept here; 0: none */
+    uint32_t spin_us; /* poll the links for so long before waiting; only with a spare core */
+    bool topk;        /* the shards select, where they hold the keys */
+    uint64_t seed;    /* of jitter */
     /* Which part of a pipeline this is; stages 0 or 1: the whole model. block_count 0: the blocks
      * that mr_stage_cut gives the stage. A stage that reads no memory layer needs no shards. */
     uint32_t stage, stages;
@@ -57,6 +67,12 @@ void mr_engine_close(mr_engine *engine);
 /* The engine's compute threads, idle while the step thread waits for a retrieval: a memshard in the
  * same process may borrow them inside its handler. */
 struct mr_team *mr_engine_team(mr_engine *engine);
+/* Between steps, from the step thread: a newer route of the same grid. Copied; nothing to do for an
+ * engine that reads no memory layer. */
+mr_status mr_engine_set_route(mr_engine *engine, const mr_route *route, mr_err *err);
+uint64_t mr_engine_route_epoch(const mr_engine *engine); /* in use; 0: static or none */
+/* Waits until every cell has a replica that is connected. */
+mr_status mr_engine_reach(mr_engine *engine, int64_t deadline_ns, mr_err *err);
 void mr_engine_info(const mr_engine *engine, mr_wire_worker_info *out);
 const mr_engine_part *mr_engine_get_part(const mr_engine *engine);
 /* Kernels and storage type of the dense weights, "avx512/bf16": engines of one class give the same
@@ -78,6 +94,7 @@ typedef struct {
     const uint32_t *blocks;            /* [block_count], in sequence order */
     const float *hidden, *pending;     /* [token_count][columns] */
     uint32_t flags;                    /* mr_step_flag */
+    int64_t deadline_ns;               /* by mr_now_ns; 0: none. Retrievals keep to it */
 } mr_step;
 
 /* What a step reports; called in the thread that runs the step. Either may be NULL. */

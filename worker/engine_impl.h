@@ -60,6 +60,7 @@ struct mr_engine {
     mr_weights weights;
     mr_retrieval *retrieval; /* NULL without memory layers */
     bool two_trips;
+    bool topk; /* until a shard says that it does not select */
     uint32_t step_tokens_max, step_sequences_max;
     uint32_t kv_blocks;
     mr_engine_part part;

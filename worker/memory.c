@@ -2,6 +2,7 @@
  * Formulas and their sources: docs/MODELS.md. */
 #include "worker/engine_impl.h"
 
+#include "common/base/log.h"
 #include "common/ops/dense.h"
 
 #include <string.h>
@@ -63,30 +64,49 @@ static mr_status find_exponents(const work *w, mr_err *err) {
 
 /* --- begin and finish ------------------------------------------------------------------------- */
 
-static mr_status ask(work *w, uint32_t index, mr_err *err) {
+static mr_status ask(const work *w, uint32_t index, bool is_topk, mr_err *err) {
     mr_engine *e = w->e;
     const mr_memory_layer *l = w->layer;
     const mr_table_shape *table = mr_model_table(e->model, l->table);
-    const mr_retrieval_request request = {.layer = index,
-                                          .tokens = w->tokens,
-                                          .entries = l->entries,
-                                          .cores = l->cores,
-                                          .slots = l->slots_out,
-                                          .width = table->width,
-                                          .pre_width = table->pre_width,
-                                          .table_rows = table->rows,
-                                          .accumulator_bits =
-                                              e->manifest->tables[l->table].accumulator_bits,
-                                          .gated = l->gated,
-                                          .gelu = l->gelu,
-                                          .two_trips = e->two_trips || e->trace != NULL,
-                                          .row = e->m.row,
-                                          .slot = e->m.slot,
-                                          .score = e->m.score,
-                                          .x = e->m.x,
-                                          .value_exponent = e->m.value_exponent,
-                                          .dot_exponent = e->m.dot_exponent};
+    mr_retrieval_request request = {.layer = index,
+                                    .tokens = w->tokens,
+                                    .entries = l->entries,
+                                    .cores = l->cores,
+                                    .slots = l->slots_out,
+                                    .width = table->width,
+                                    .pre_width = table->pre_width,
+                                    .table_rows = table->rows,
+                                    .accumulator_bits =
+                                        e->manifest->tables[l->table].accumulator_bits,
+                                    .gated = l->gated,
+                                    .gelu = l->gelu,
+                                    .two_trips = e->two_trips || e->trace != NULL,
+                                    .table = l->table,
+                                    .element = table->element,
+                                    .row = e->m.row,
+                                    .slot = e->m.slot,
+                                    .score = e->m.score,
+                                    .x = e->m.x,
+                                    .value_exponent = e->m.value_exponent,
+                                    .dot_exponent = e->m.dot_exponent};
+    if (is_topk) {
+        request.query = e->m.query;
+        request.query_columns = w->weights->query_proj.n;
+    }
     return mr_retrieval_begin(e->retrieval, &request, err);
+}
+
+/* Where the shards select, ids and scores are never seen here: not while they are traced. */
+static bool is_topk(const mr_engine *e, const mr_memory_layer *l) {
+    return e->topk && !e->trace && !(l->gated && e->two_trips) &&
+           mr_retrieval_can_topk(e->retrieval, l->gated);
+}
+
+static mr_status select_and_ask(const work *w, uint32_t layer, mr_err *err) {
+    mr_status status = select_all(w, err);
+    if (status == MR_OK) status = find_exponents(w, err);
+    if (status != MR_OK) return mr_fail_prefix(err, status, "memory layer %u", layer);
+    return ask(w, layer, false, err);
 }
 
 mr_status mr_memory_begin(mr_engine *e, uint32_t layer, const float *input, uint32_t tokens,
@@ -99,13 +119,19 @@ mr_status mr_memory_begin(mr_engine *e, uint32_t layer, const float *input, uint
     mr_engine_gemm(e, e->m.query, weights->query_proj.n, input, d, tokens, &weights->query_proj);
     mr_engine_run(e, norm_queries, &w, tokens, 4ull * tokens * weights->query_proj.n);
     if (l->gated) mr_engine_gemm(e, e->m.x, pre, input, d, tokens, &weights->pre_proj);
-    mr_status status = select_all(&w, err);
-    if (status == MR_OK) status = find_exponents(&w, err);
-    if (status == MR_OK)
-        status = ask(&w, layer, err);
-    else
-        mr_fail_prefix(err, status, "memory layer %u", layer);
-    return status;
+    return is_topk(e, l) ? ask(&w, layer, true, err) : select_and_ask(&w, layer, err);
+}
+
+/* A shard does not select: from now on nobody is asked to. Queries and x are still there. */
+static mr_status retrieve_by_ids(mr_engine *e, uint32_t layer, uint32_t tokens, mr_err *err) {
+    const work w = {.e = e,
+                    .layer = mr_model_memory(e->model, layer),
+                    .weights = &e->weights.memories[layer],
+                    .tokens = tokens};
+    mr_log_warn("the worker selects rows itself: %s", err->text);
+    e->topk = false;
+    const mr_status status = select_and_ask(&w, layer, err);
+    return status == MR_OK ? mr_retrieval_finish(e->retrieval, e->m.pooled, NULL, err) : status;
 }
 
 /* memory_plus: o * silu(f @ swilu^T). */
@@ -137,8 +163,10 @@ mr_status mr_memory_finish(mr_engine *e, uint32_t layer, uint32_t tokens, mr_err
     const mr_memory_layer *l = mr_model_memory(e->model, layer);
     const mr_memory_weights *weights = &e->weights.memories[layer];
     const uint32_t width = mr_model_table(e->model, l->table)->width, d = e->config->d_model;
-    const mr_status status =
+    mr_status status =
         mr_retrieval_finish(e->retrieval, e->m.pooled, e->trace && l->gated ? e->m.pre : NULL, err);
+    if (status == MR_ERR_UNSUPPORTED && is_topk(e, l))
+        status = retrieve_by_ids(e, layer, tokens, err);
     if (status != MR_OK) return status;
     if (e->config->memory == MR_MEMORY_PLUS) gate_pooled(e, weights, width, tokens);
     if (e->config->memory == MR_MEMORY_PKM)

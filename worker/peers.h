@@ -103,7 +103,7 @@ typedef struct {
 mr_connector *mr_connector_open(mr_digest digest, mr_peer_connect connect, void *context);
 void mr_connector_close(mr_connector *c); /* waits for connects under way; NULL is fine */
 /* Never waits. The result comes from take, in any order. */
-void mr_connector_ask(mr_connector *c, uint64_t ticket, const mr_route_peer *where,
+void mr_connector_ask(mr_connector *c, uint64_t ticket, const mr_route_peer *where, mr_grid grid,
                       int64_t patience_ns);
 bool mr_connector_take(mr_connector *c, mr_connected *out); /* false: nothing there */
 

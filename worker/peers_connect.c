@@ -20,6 +20,7 @@ enum { HELPERS = 2 };
 typedef struct job {
     struct job *next;
     mr_route_peer where;
+    mr_grid grid;
     int64_t patience_ns;
     mr_connected result;
 } job;
@@ -64,11 +65,12 @@ static void free_job(job *j) {
 
 static mr_status connect_and_open(void *context, mr_link **out, mr_wire_welcome *welcome,
                                   const mr_route_peer *peer, const mr_session_hello *hello,
-                                  int64_t deadline_ns, mr_err *err) {
+                                  mr_grid grid, int64_t deadline_ns, mr_err *err) {
     size_t bytes;
     (void)context;
     mr_status status = mr_link_connect(out, peer->address, deadline_ns, err);
     if (status != MR_OK) return status;
+    mr_link_set_grid(*out, (mr_link_grid){grid.row_groups, grid.width_slices});
     status = mr_session_open(*out, hello, deadline_ns, welcome, sizeof(*welcome), &bytes, err);
     if (status == MR_OK) return MR_OK;
     mr_link_close(*out);
@@ -79,7 +81,7 @@ static mr_status connect_and_open(void *context, mr_link **out, mr_wire_welcome 
 static void run_job(const mr_connector *c, job *j) {
     const mr_session_hello hello = {MR_ROLE_WORKER, MR_ROLE_MEMSHARD, c->digest};
     j->result.status = c->connect(c->context, &j->result.link, &j->result.welcome, &j->where,
-                                  &hello, mr_now_ns() + j->patience_ns, &j->result.err);
+                                  &hello, j->grid, mr_now_ns() + j->patience_ns, &j->result.err);
     if (j->result.status != MR_OK) j->result.link = NULL;
 }
 
@@ -140,10 +142,11 @@ static void start_helpers(mr_connector *c) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-void mr_connector_ask(mr_connector *c, uint64_t ticket, const mr_route_peer *where,
+void mr_connector_ask(mr_connector *c, uint64_t ticket, const mr_route_peer *where, mr_grid grid,
                       int64_t patience_ns) {
     job *j = mr_alloc(sizeof(*j));
     mr_route_peer_copy(&j->where, where);
+    j->grid = grid;
     j->patience_ns = patience_ns;
     j->result.ticket = ticket;
     if (!c->is_inline && c->helper_count == 0) start_helpers(c);

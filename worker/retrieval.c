@@ -124,6 +124,10 @@ uint64_t mr_retrieval_epoch(const mr_retrieval *r) {
     return r->epoch;
 }
 
+bool mr_retrieval_can_topk(const mr_retrieval *r, bool gated) {
+    return !gated || r->grid.width_slices == 1;
+}
+
 /* The first cell that nobody connected holds; the number of cells when there is none. */
 static uint32_t find_unreached(const mr_retrieval *r) {
     const uint32_t cells = r->grid.row_groups * r->grid.width_slices;

@@ -29,7 +29,7 @@ typedef struct mr_retrieval mr_retrieval;
  * must not block. */
 typedef mr_status (*mr_peer_connect)(void *context, mr_link **out, mr_wire_welcome *welcome,
                                      const mr_route_peer *peer, const mr_session_hello *hello,
-                                     int64_t deadline_ns, mr_err *err);
+                                     mr_grid grid, int64_t deadline_ns, mr_err *err);
 
 typedef struct {
     const mr_route *route; /* copied; or NULL: a route is made of what follows */
@@ -86,6 +86,9 @@ mr_status mr_retrieval_set_route(mr_retrieval *r, const mr_route *route, mr_err 
 uint64_t mr_retrieval_epoch(const mr_retrieval *r); /* of the route in use */
 /* Waits until every cell has a replica that is connected. */
 mr_status mr_retrieval_reach(mr_retrieval *r, int64_t deadline_ns, mr_err *err);
+
+/* Whether the shards could select for a layer: a gate needs whole pre-value rows. */
+bool mr_retrieval_can_topk(const mr_retrieval *r, bool gated);
 
 /* What binds all retrievals that follow, until the next call. */
 typedef struct {

@@ -94,7 +94,9 @@ mr_status mr_peers_take_route(mr_retrieval *r, const mr_route *route, mr_link **
     for (uint32_t i = 0; i < r->peer_count; i++) r->peers[i]->is_leaving = true;
     for (uint32_t i = 0; i < route->peer_count; i++) {
         by_index[i] = peer_for(r, &route->peers[i]);
-        if (links && links[i]) by_index[i]->link = links[i];
+        if (!links || !links[i]) continue;
+        by_index[i]->link = links[i];
+        if (mr_link_fd(links[i]) >= 0) by_index[i]->version = mr_link_version(links[i]);
     }
     r->has_leaving = false;
     for (uint32_t i = 0; i < r->peer_count; i++) r->has_leaving |= r->peers[i]->is_leaving;
@@ -134,7 +136,8 @@ static void ask_connector(mr_retrieval *r, mr_peer *p, int64_t now) {
     if (p->link || p->is_connecting || p->is_leaving || !p->where.address) return;
     p->is_connecting = true;
     p->last_try_ns = now;
-    mr_connector_ask(r->connector, p->number, &p->where, CONNECT_PATIENCE_MS * (int64_t)MS);
+    mr_connector_ask(r->connector, p->number, &p->where, r->grid,
+                     CONNECT_PATIENCE_MS * (int64_t)MS);
 }
 
 void mr_peers_reconnect(mr_retrieval *r, int64_t now) {

@@ -202,6 +202,11 @@ static mr_status finish_memory(mr_engine *e, uint32_t layer, uint32_t tokens, mr
     e->account.done.retrieval_wait_ns += stats.wait_ns;
     e->account.done.retrieval_bytes_up += stats.bytes_up;
     e->account.done.retrieval_bytes_down += stats.bytes_down;
+    e->account.more.hedges += stats.hedges;
+    e->account.more.resends += stats.resends;
+    e->account.more.degraded += stats.degraded;
+    e->account.more.cache_hits += (uint32_t)stats.cache_hits;
+    e->account.more.cache_misses += (uint32_t)stats.cache_misses;
     return status;
 }
 
@@ -333,6 +338,9 @@ mr_status mr_engine_step(mr_engine *e, const mr_step *step, const mr_step_sink *
     e->account.more = (mr_wire_done_more){.layers = e->part.memory_count};
     memset(e->wait_ns, 0, e->part.memory_count * sizeof(*e->wait_ns));
     e->output = (mr_engine_output){NULL, NULL};
+    const mr_retrieval_step bounds = {.deadline_ns = step->deadline_ns,
+                                      .may_degrade = step->flags & MR_STEP_MAY_DEGRADE};
+    if (e->retrieval) mr_retrieval_start_step(e->retrieval, &bounds);
     status = run_step(e, step, sink, err);
     if (status != MR_OK) {
         mr_retrieval_abandon(e->retrieval);
