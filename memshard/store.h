@@ -46,7 +46,9 @@ typedef struct {
     uint32_t *copy_crc; /* [chunks of copy_bytes], taken when it was made */
     bool is_tiered;
     uint32_t tier_file;
-    uint64_t row_bytes; /* of a whole row in the file */
+    uint64_t tensor_first; /* tiered: where in the file the tensor begins, and */
+    uint64_t file_first;   /* the first byte of the slice of the cell's first row */
+    uint64_t row_bytes;    /* of a whole row in the file */
 } mr_cell_side;
 
 /* One cell of one table. */
@@ -79,6 +81,7 @@ typedef struct {
     /* CRC32C of a cell's side, row after row of its slice (false: not known). */
     bool (*cell_check)(const void *context, uint32_t *out, mr_grid grid, uint32_t table,
                        bool pre_values, uint32_t cell);
+    bool is_fetched; /* map brings the bytes to the file first */
     /* The file of a side: for tiers, and for sentences. */
     bool (*file)(const void *context, mr_file_part *out, uint32_t table, bool pre_values);
     /* Instead of map: writes rows of a cell's slice, each stride_bytes after the one before. */
@@ -167,6 +170,19 @@ mr_status mr_cell_fetch(const mr_cell *cell, bool pre_values, const uint32_t *ro
 /* Asks for rows that will be fetched soon; a wish, dropped where there is nothing to gain. Ids
  * outside the cell are skipped. */
 void mr_cell_prefetch(const mr_cell *cell, const uint32_t *row, uint32_t entries);
+
+/* Where the next piece to compare again is: zero it to begin. */
+typedef struct {
+    uint32_t table, side;
+    uint64_t chunk;
+} mr_scrub_cursor;
+
+/* Compares one chunk with its checksum. MR_ERR_CANCELLED: all were compared, the cursor is at the
+ * beginning. MR_ERR_IO: the cell is bad, and marked. room: mr_held_scrub_room bytes, page-aligned.
+ */
+size_t mr_held_scrub_room(const mr_held *held);
+mr_status mr_held_scrub(mr_held *held, mr_scrub_cursor *cursor, void *room, uint64_t *bytes,
+                        mr_err *err);
 
 /* --- cells index, index + M, .. of a grid: what a shard of a static cluster holds ------------- */
 

@@ -3,6 +3,7 @@
 #include "common/base/mem.h"
 #include "memshard/store.h"
 #include "memshard/store_guard.h"
+#include "memshard/tier.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -235,6 +236,55 @@ static void make_resident(const mr_mapping *mapping) {
     madvise(mapping->base, mapping->base_bytes, MADV_WILLNEED);
 }
 
+/* Reads the rows of a tiered side once, to compare them with the manifest and to learn what later
+ * reads must give. Without checksums there is nothing to compare: only what must be fetched is. */
+static mr_status learn_rows(const side *s, uint64_t first, uint64_t bytes, mr_err *err) {
+    mr_status status = MR_OK;
+    if (!s->checks.crc && !s->held->source->is_fetched) return MR_OK;
+    for (uint64_t done = 0; done < bytes && status == MR_OK;) {
+        const uint64_t piece = bytes - done < WINDOW_BYTES ? bytes - done : WINDOW_BYTES;
+        _Atomic uint32_t fault = 0;
+        mr_chunk_range range;
+        mr_mapping window;
+        int guard;
+        status = map_checked(&window, &range, s, first + done, piece, &fault, &guard, err);
+        if (status != MR_OK) break;
+        if (s->checks.crc)
+            mr_tier_learn(s->held->options.tier, s->kept->tier_file,
+                          s->kept->tensor_first + first + done,
+                          window.data + (first + done - range.first), piece);
+        mr_guard_remove(guard);
+        mr_mapping_close(&window);
+        if (atomic_load(&fault) != MR_HELD_GOOD)
+            status = mr_fail(err, MR_ERR_IO, "table %u: %s became shorter or cannot be read",
+                             s->table, path_of(s));
+        done += piece;
+    }
+    return status;
+}
+
+static mr_status open_tiered(const side *s, mr_err *err) {
+    const mr_store_source *source = s->held->source;
+    mr_cell_side *kept = s->kept;
+    mr_file_part part;
+    if (!source->file || !source->file(source->context, &part, s->table, s->is_pre))
+        return mr_fail(err, MR_ERR_UNSUPPORTED,
+                       "table %u does not lie in a file here: it cannot be tiered", s->table);
+    const uint64_t first = s->rows.first * s->row_bytes, bytes = s->rows.count * s->row_bytes;
+    mr_status status = mr_tier_add(s->held->options.tier, &kept->tier_file, part.path,
+                                   part.offset + first, bytes, err);
+    if (status != MR_OK) return status;
+    kept->is_tiered = true;
+    kept->tensor_first = part.offset;
+    kept->file_first = part.offset + first + (uint64_t)s->column_first * s->element_bytes;
+    status = learn_rows(s, first, bytes, err);
+    if (s->checks.crc) {
+        kept->checks = s->checks;
+        kept->chunks = mr_chunks_around(&s->checks, first, bytes);
+    }
+    return status;
+}
+
 static mr_status open_side(const side *s, mr_err *err) {
     mr_rows *rows = s->is_pre ? &s->cell->pre_values : &s->cell->values;
     uint64_t bytes;
@@ -248,6 +298,7 @@ static mr_status open_side(const side *s, mr_err *err) {
     s->kept->row_bytes = s->row_bytes;
     s->held->bytes += bytes;
     if (bytes == 0) return MR_OK;
+    if (s->held->options.tier) return open_tiered(s, err);
     if (is_whole(s) && !s->held->source->copy) {
         const uint64_t first = s->rows.first * s->row_bytes;
         mr_cell_side *kept = s->kept;
@@ -360,6 +411,7 @@ void mr_held_close(mr_held *held) {
             mr_mapping_close(&kept->mapping);
             if (kept->copy) munmap(kept->copy, kept->copy_bytes);
             free(kept->copy_crc);
+            if (kept->is_tiered) mr_tier_remove(held->options.tier, kept->tier_file);
         }
     free(held);
 }

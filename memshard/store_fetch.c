@@ -1,23 +1,138 @@
-/* store_fetch.c - rows of a cell to compute with; see store.h. */
+/* store_fetch.c - rows of a cell to compute with: its own, or out of the tier; see store.h. */
 #include "common/base/mem.h"
 #include "memshard/store.h"
+#include "memshard/tier.h"
 
 #include <stdlib.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64, PREFETCH_ROWS = 256 };
 
 void mr_fetch_scratch_free(mr_fetch_scratch *scratch) {
     free(scratch->memory);
     *scratch = (mr_fetch_scratch){0};
 }
 
+/* Where things lie in the scratch. */
+typedef struct {
+    uint32_t *bucket; /* [bucket_mask + 1] distinct row + 1, or 0 */
+    uint32_t bucket_mask;
+    uint32_t *id;         /* [entries] */
+    uint32_t *distinct;   /* [entries] row ids */
+    mr_tier_piece *piece; /* [entries] */
+    uint8_t *rows;
+    size_t stride_bytes;
+} layout;
+
+static size_t aligned(size_t bytes) {
+    return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+static mr_status lay_out(layout *to, mr_fetch_scratch *scratch, uint32_t entries,
+                         size_t slice_bytes, mr_err *err) {
+    uint32_t buckets = 16;
+    while (buckets < 2ull * entries && buckets < 1u << 31) buckets *= 2;
+    to->bucket_mask = buckets - 1;
+    to->stride_bytes = slice_bytes < 4 * ALIGNMENT ? slice_bytes : aligned(slice_bytes);
+    const size_t sizes[] = {
+        aligned(buckets * sizeof(uint32_t)), aligned(entries * sizeof(uint32_t)),
+        aligned(entries * sizeof(uint32_t)), aligned(entries * sizeof(mr_tier_piece))};
+    uint64_t row_bytes, all;
+    if (mr_mul_overflows(entries, to->stride_bytes, &row_bytes) ||
+        mr_add_overflows(row_bytes, sizes[0] + sizes[1] + sizes[2] + sizes[3] + ALIGNMENT, &all))
+        return mr_fail(err, MR_ERR_LIMIT, "%u rows are more than an address can reach", entries);
+    if (scratch->bytes < all) {
+        mr_fetch_scratch_free(scratch);
+        const mr_status status =
+            mr_try_alloc_raw(&scratch->memory, (size_t)all, 1, "rows of a request", err);
+        if (status != MR_OK) return status;
+        scratch->bytes = (size_t)all;
+    }
+    uint8_t *at = scratch->memory;
+    to->bucket = (uint32_t *)(void *)at;
+    to->id = (uint32_t *)(void *)(at += sizes[0]);
+    to->distinct = (uint32_t *)(void *)(at += sizes[1]);
+    to->piece = (mr_tier_piece *)(void *)(at += sizes[2]);
+    to->rows = at + sizes[3];
+    return MR_OK;
+}
+
+/* Numbers the distinct rows in the order they come. */
+static uint32_t number_rows(const layout *to, const uint32_t *row, uint32_t entries) {
+    uint32_t count = 0;
+    memset(to->bucket, 0, ((size_t)to->bucket_mask + 1) * sizeof(*to->bucket));
+    for (uint32_t j = 0; j < entries; j++) {
+        uint32_t at = (row[j] * 2654435769u) >> 7 & to->bucket_mask;
+        while (to->bucket[at] && to->distinct[to->bucket[at] - 1] != row[j])
+            at = (at + 1) & to->bucket_mask;
+        if (!to->bucket[at]) {
+            to->distinct[count] = row[j];
+            to->bucket[at] = ++count;
+        }
+        to->id[j] = to->bucket[at] - 1;
+    }
+    return count;
+}
+
+static mr_tier_piece piece_of(const mr_cell *cell, bool pre_values, uint32_t row, void *to) {
+    const mr_cell_side *side = &cell->side[pre_values];
+    const mr_rows *rows = pre_values ? &cell->pre_values : &cell->values;
+    return (mr_tier_piece){.file = side->tier_file,
+                           .bytes = rows->columns * mr_element_bytes(rows->element),
+                           .first =
+                               side->file_first + (row - cell->span.rows.first) * side->row_bytes,
+                           .to = to};
+}
+
+static mr_status fetch_tiered(const mr_cell *cell, bool pre_values, const uint32_t *row,
+                              uint32_t entries, mr_fetch_scratch *scratch, mr_rows *rows_out,
+                              const uint32_t **row_out, mr_err *err) {
+    layout to = {0};
+    const uint32_t element_bytes = mr_element_bytes(rows_out->element);
+    const size_t slice_bytes = (size_t)rows_out->columns * element_bytes;
+    mr_status status = lay_out(&to, scratch, entries, slice_bytes, err);
+    if (status != MR_OK) return status;
+    const uint32_t count = number_rows(&to, row, entries);
+    for (uint32_t i = 0; i < count; i++)
+        to.piece[i] = piece_of(cell, pre_values, to.distinct[i], to.rows + i * to.stride_bytes);
+    status = mr_tier_read(cell->held->options.tier, to.piece, count, err);
+    if (status != MR_OK) {
+        mr_err why = {{0}};
+        if (err) why = *err;
+        if (status == MR_ERR_IO) mr_held_mark_bad(cell->held, &why);
+        return status;
+    }
+    rows_out->data = to.rows;
+    rows_out->row_first = 0;
+    rows_out->row_count = count;
+    rows_out->stride = to.stride_bytes / element_bytes;
+    *row_out = to.id;
+    return MR_OK;
+}
+
 mr_status mr_cell_fetch(const mr_cell *cell, bool pre_values, const uint32_t *row, uint32_t entries,
                         mr_fetch_scratch *scratch, mr_rows *rows_out, const uint32_t **row_out,
                         mr_err *err) {
-    (void)entries, (void)scratch;
     *rows_out = pre_values ? cell->pre_values : cell->values;
     *row_out = row;
-    return mr_held_is_good(cell->held) ? MR_OK : mr_held_check(cell->held, err);
+    if (!mr_held_is_good(cell->held)) return mr_held_check(cell->held, err);
+    if (!cell->side[pre_values].is_tiered) return MR_OK;
+    return fetch_tiered(cell, pre_values, row, entries, scratch, rows_out, row_out, err);
 }
 
 void mr_cell_prefetch(const mr_cell *cell, const uint32_t *row, uint32_t entries) {
-    (void)cell, (void)row, (void)entries;
+    mr_tier_piece piece[PREFETCH_ROWS];
+    if (!mr_held_is_good(cell->held)) return;
+    for (int pre = 0; pre < 2; pre++) {
+        uint32_t count = 0;
+        if (!cell->side[pre].is_tiered) continue;
+        for (uint32_t j = 0; j < entries; j++) {
+            if (row[j] - cell->span.rows.first >= cell->span.rows.count) continue;
+            piece[count++] = piece_of(cell, pre, row[j], NULL);
+            if (count < PREFETCH_ROWS && j + 1 < entries) continue;
+            mr_tier_prefetch(cell->held->options.tier, piece, count);
+            count = 0;
+        }
+        if (count > 0) mr_tier_prefetch(cell->held->options.tier, piece, count);
+    }
 }

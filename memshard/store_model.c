@@ -69,6 +69,7 @@ mr_status mr_model_tables_open(mr_model_tables **out, const mr_model *model,
                                   .context = t,
                                   .checks = checks_of,
                                   .cell_check = cell_check_of,
+                                  .is_fetched = mr_model_is_fetched(model),
                                   .file = file_of};
     *out = t;
     return MR_OK;

@@ -39,6 +39,7 @@ HOMES = {
     r"immintrin\.h": ["common/ops/", "bench/"],
     r"grpc/": ["common/net/rpc"],
     r"ucp/": ["common/net/fabric_ucx"],
+    r"liburing": ["memshard/tier_uring"],
     r"cuda": ["common/ops/cuda/"],
     r"nccl": ["common/net/fabric_nccl"],
 }

@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 enum {
-    FILE_ROWS = 3001,
+    FILE_ROWS = 20011,
     FILE_WIDTH = 40,
     FILE_PRE = 12,
     FILE_OFFSET = 120,
