@@ -426,7 +426,7 @@ static mr_status reach(mr_next *n, mr_link **out, const char *address, mr_err *e
 /* Lock held. Every step at the next stage fails with the sentence. */
 static void go_down(mr_next *n, const mr_err *why) {
     n->is_up = false;
-    n->why = *why;
+    if (why != &n->why) n->why = *why;
     n->out.taken = n->out.used = 0;
     for (uint32_t i = 0; i < MR_WORKER_STEPS_QUEUED; i++)
         if (n->flights[i].is_used) fail_flight(n, &n->flights[i], MR_ERR_UNAVAILABLE, why->text);
@@ -454,8 +454,8 @@ static void serve_address(mr_next *n, const char *address, uint64_t version) {
     if (status == MR_OK) mr_fail(&err, MR_ERR_UNAVAILABLE, "the pipeline was changed");
     pthread_mutex_lock(&n->worker->lock);
     name_stage(n, address, MR_ERR_UNAVAILABLE, &err);
-    if (was_up) mr_log_warn("%s", err.text);
-    go_down(n, &err);
+    if (was_up && !atomic_load(&n->stop)) mr_log_warn("%s", err.text);
+    go_down(n, n->version == version ? &err : &n->why);
     pthread_mutex_unlock(&n->worker->lock);
     if (was_up) mr_server_wake(n->worker->server);
     mr_link_close(link);
