@@ -114,6 +114,8 @@ typedef struct {
     size_t message_bytes;    /* largest answer and request; 0: MR_RPC_MESSAGE_BYTES */
     uint32_t keepalive_ms;   /* a server silent for so long in a call is probed; 0: 10 s */
     uint32_t connect_ms;     /* one attempt at one target; 0: 2 s */
+    const char *header_name; /* sent with every call, lower case; NULL: none */
+    const char *header_value;
 } mr_rpc_channel_options;
 
 /* Connects when it is first used. */

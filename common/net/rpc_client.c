@@ -26,7 +26,7 @@ struct mr_rpc_channel {
     char *names[MR_RPC_TARGETS];
     size_t count, message_bytes;
     uint32_t keepalive_ms, connect_ms;
-    char *server_name;
+    char *server_name, *header_name, *header_value;
     pthread_mutex_t lock; /* guards all below, and starting and ending calls */
     grpc_channel *channels[MR_RPC_TARGETS];
     mr_rpc_files files;
@@ -116,6 +116,10 @@ mr_status mr_rpc_channel_open(mr_rpc_channel **out, const mr_rpc_channel_options
     channel->keepalive_ms = options->keepalive_ms ? options->keepalive_ms : 10000;
     channel->connect_ms = options->connect_ms ? options->connect_ms : 2000;
     if (options->server_name != NULL) channel->server_name = mr_strdup(options->server_name);
+    if (options->header_name != NULL) {
+        channel->header_name = mr_strdup(options->header_name);
+        channel->header_value = mr_strdup(options->header_value);
+    }
     mr_status status = split_targets(channel, options->targets, err);
     if (status == MR_OK && channel->message_bytes > MR_RPC_MESSAGE_BYTES_MAX)
         status = mr_fail(err, MR_ERR_LIMIT, "messages of %zu bytes, at most %d",
@@ -141,6 +145,8 @@ void mr_rpc_channel_close(mr_rpc_channel *channel) {
     mr_rpc_files_close(&channel->files);
     pthread_mutex_destroy(&channel->lock);
     free(channel->server_name);
+    free(channel->header_name);
+    free(channel->header_value);
     free(channel);
     mr_rpc_library_close();
 }
@@ -257,13 +263,25 @@ static void start_status(grpc_call *call, outcome *o, void *tag) {
 }
 
 /* Without patience a call fails as soon as its target is known not to be reachable. */
-static void start_headers(grpc_call *call, bool is_patient, void *tag) {
-    const grpc_op op = {.op = GRPC_OP_SEND_INITIAL_METADATA,
-                        .flags = is_patient
-                                     ? GRPC_INITIAL_METADATA_WAIT_FOR_READY |
-                                           GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET
-                                     : 0};
+static void start_headers(const mr_rpc_channel *channel, grpc_call *call, bool is_patient,
+                          void *tag) {
+    grpc_metadata header = {0};
+    grpc_op op = {.op = GRPC_OP_SEND_INITIAL_METADATA};
+
+    if (is_patient)
+        op.flags = GRPC_INITIAL_METADATA_WAIT_FOR_READY |
+                   GRPC_INITIAL_METADATA_WAIT_FOR_READY_EXPLICITLY_SET;
+    if (channel->header_name != NULL) {
+        header.key = grpc_slice_from_copied_string(channel->header_name);
+        header.value = grpc_slice_from_copied_string(channel->header_value);
+        op.data.send_initial_metadata.count = 1;
+        op.data.send_initial_metadata.metadata = &header;
+    }
     start(call, &op, 1, tag);
+    if (channel->header_name != NULL) {
+        grpc_slice_unref(header.key);
+        grpc_slice_unref(header.value);
+    }
 }
 
 typedef enum { DONE, FAILED, LATE } waited;
@@ -316,7 +334,7 @@ static mr_status ask_once(const question *q, size_t *target, mr_rpc_reply *reply
     }
     outcome_init(&end);
     start_status(one.call, &end, &status_tag);
-    start_headers(one.call, q->is_patient, &headers);
+    start_headers(q->channel, one.call, q->is_patient, &headers);
     const waited w = wait_or_cancel(queue, one.call, &headers, q->headers_by_ns);
     reply->was_sent = w == DONE;
     if (reply->was_sent) {
@@ -431,7 +449,7 @@ mr_status mr_rpc_stream_open(mr_rpc_stream **out, mr_rpc_channel *channel, const
     }
     outcome_init(&stream->end);
     start_status(stream->one.call, &stream->end, &stream->status_tag);
-    start_headers(stream->one.call, true, &stream->headers_tag);
+    start_headers(channel, stream->one.call, true, &stream->headers_tag);
     grpc_op initial = {.op = GRPC_OP_RECV_INITIAL_METADATA};
     initial.data.recv_initial_metadata.recv_initial_metadata = &stream->end.initial;
     start(stream->one.call, &initial, 1, &stream->initial_tag);

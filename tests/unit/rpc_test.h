@@ -114,6 +114,14 @@ static inline int connect_to(int port) {
     return -1;
 }
 
+/* Returns when it stands still. */
+static inline void stop_child(pid_t child) {
+    int status;
+    assert_int_equal(kill(child, SIGSTOP), 0);
+    assert_int_equal(waitpid(child, &status, WUNTRACED), child);
+    assert_true(WIFSTOPPED(status));
+}
+
 /* A dead child leaves nothing behind. */
 static inline void end_child(pid_t *child) {
     if (*child <= 0) return;

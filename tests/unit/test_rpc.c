@@ -457,10 +457,7 @@ static void hung_and_killed_peers_are_left(void **state) {
     assert_int_equal(mr_rpc_channel_target(channel), 0);
 
     /* stopped while connected: the call that is under way is lost, the next goes elsewhere */
-    int state_of_child;
-    kill(children[0], SIGSTOP);
-    assert_int_equal(waitpid(children[0], &state_of_child, WUNTRACED), children[0]);
-    assert_true(WIFSTOPPED(state_of_child)); /* the signal alone returns before that */
+    stop_child(children[0]);
     int64_t before = mr_now_ns();
     const mr_status status = ask_echo(channel, 800, &err);
     assert_true(status == MR_ERR_TIMEOUT || status == MR_ERR_UNAVAILABLE);
@@ -499,7 +496,7 @@ static void a_stream_from_a_hung_server_ends_by_keepalive(void **state) {
     check_soon(ask_echo(channel, 1000, &err) == MR_OK, 5000);
     check_ok(mr_rpc_stream_open(&s, channel, "/test.T/Hold", MR_RPC_NO_DEADLINE, &err));
     check_ok(mr_rpc_stream_write(s, "x", 1, after_ms(2000), &err));
-    kill(child, SIGSTOP);
+    stop_child(child);
     assert_int_equal(mr_rpc_stream_read(s, &data, &bytes, after_ms(6000), NULL, &err),
                      MR_ERR_UNAVAILABLE);
     mr_rpc_stream_close(s);
