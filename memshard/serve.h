@@ -10,7 +10,7 @@
  * and weights: a few scratch areas grow to the largest request and are kept. */
 #ifndef MR_MEMSHARD_SERVE_H
 #define MR_MEMSHARD_SERVE_H
-#include "common/net/fabric.h"
+#include "common/net/server.h"
 #include "common/ops/team.h"
 #include "memshard/store.h"
 
@@ -25,8 +25,8 @@ mr_status mr_memshard_open(mr_memshard **out, const mr_model *model, const mr_ma
 mr_status mr_memshard_open_source(mr_memshard **out, const mr_store_source *source,
                                   const mr_ops *ops, mr_grid grid, uint32_t shard_index,
                                   uint32_t shard_count, mr_err *err);
-/* Holds the product keys of all memory layers beside the cells: TOPK is answered then. Before the
- * first request; refused with both figures where memory is short. */
+/* Holds the product keys of all memory layers beside the first model's cells: TOPK is answered
+ * then. Refused with both figures where memory is short. */
 mr_status mr_memshard_open_keys(mr_memshard *shard, const mr_model *model, mr_err *err);
 void mr_memshard_close(mr_memshard *shard); /* NULL is fine */
 
@@ -40,8 +40,18 @@ void mr_memshard_set_team(mr_memshard *shard, mr_team *team);
 
 void mr_memshard_handle(void *shard, mr_link *reply, const mr_frame *frame);
 
-uint64_t mr_memshard_bytes(const mr_memshard *shard); /* of rows, mapped and kept */
-uint32_t mr_memshard_cell_count(const mr_memshard *shard);
-const uint32_t *mr_memshard_cells(const mr_memshard *shard); /* ids, ascending */
+/* The rest of a server's callbacks, and all of them put into options at once: sessions by digest
+ * and grid, frames of a round worked on together, links that close. A server without round_over,
+ * and a loop link, have every frame answered at once. */
+mr_status mr_memshard_offer(void *shard, const mr_wire_hello *hello, mr_session_offer *out,
+                            mr_err *err);
+void mr_memshard_round_over(void *shard, uint32_t lane);
+void mr_memshard_link_closed(void *shard, mr_link *link);
+void mr_memshard_serve_options(mr_memshard *shard, mr_server_options *out);
+
+uint64_t mr_memshard_bytes(mr_memshard *shard); /* of rows, however they are held, and keys */
+/* Of a shard that does not change: one opened with all it holds. */
+uint32_t mr_memshard_cell_count(mr_memshard *shard);
+const uint32_t *mr_memshard_cells(mr_memshard *shard); /* ids, ascending */
 
 #endif

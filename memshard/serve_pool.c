@@ -126,21 +126,26 @@ static mr_status check_norms(const mr_request *q, const float *x, mr_err *err) {
 
 mr_status mr_request_find(mr_request *q, const mr_asked *asked, uint32_t layer, uint32_t cell,
                           mr_err *err) {
-    const mr_memshard *shard = asked->shard;
-    const mr_store_source *source = &shard->source;
-    if (layer >= source->layer_count)
+    const mr_model_held *model = asked->model;
+    const bool may_move = asked->header->epoch != 0 || !asked->shard->is_static;
+    if (!model) return mr_fail(err, MR_ERR_STALE, "no cells of this session's model are held here");
+    const mr_store_source *tables = model->tables;
+    if (layer >= tables->layer_count)
         return mr_fail(err, MR_ERR_RANGE, "layer %u: the model has %u memory layers", layer,
-                       source->layer_count);
-    q->layer = source->layers[layer];
-    q->table = source->tables[q->layer->table];
-    q->facts = &source->facts[q->layer->table];
+                       tables->layer_count);
+    q->layer = tables->layers[layer];
+    q->table = tables->tables[q->layer->table];
+    q->facts = &tables->facts[q->layer->table];
     q->core_columns = q->table->width / q->layer->cores;
     if (cell == MR_NO_CELL) return MR_OK;
-    q->cell = mr_store_cell(&shard->store, q->layer->table, cell);
-    if (q->cell) return MR_OK;
-    return mr_fail(err, asked->header->epoch ? MR_ERR_STALE : MR_ERR_RANGE,
-                   "cell %u of grid %ux%u is not held here", cell, shard->store.grid.row_groups,
-                   shard->store.grid.width_slices);
+    const uint32_t cells = model->grid.row_groups * model->grid.width_slices;
+    const mr_held *held = cell < cells ? model->by_cell[cell] : NULL;
+    if (!held)
+        return mr_fail(err, may_move && cell < cells ? MR_ERR_STALE : MR_ERR_RANGE,
+                       "cell %u of grid %ux%u is not held here", cell, model->grid.row_groups,
+                       model->grid.width_slices);
+    q->cell = mr_held_cell(held, q->layer->table);
+    return MR_OK;
 }
 
 static mr_status resolve(mr_request *q, const mr_asked *asked, mr_err *err) {

@@ -115,17 +115,17 @@ static mr_status check_pool(work *w, mr_err *err) {
 
 static mr_status resolve(work *w, mr_topk_answer_layout *answer, mr_err *err) {
     const mr_wire_topk *f = w->view->fixed;
-    const mr_memshard *shard = w->asked->shard;
     mr_status status =
         mr_request_find(&w->q, w->asked, f->layer, pools(w) ? f->cell : MR_NO_CELL, err);
     if (status != MR_OK) return status;
-    if (!shard->keys)
+    const mr_product_keys *keys = w->asked->model->keys;
+    if (!keys)
         return mr_fail(err, MR_ERR_UNSUPPORTED,
                        "this memshard does not hold all product keys of layer %u: score at the "
                        "worker, or open the shard with keys",
                        f->layer);
     const mr_memory_layer *l = w->q.layer;
-    w->keys = &shard->keys[f->layer];
+    w->keys = &keys[f->layer];
     const uint32_t columns = w->keys->groups * 2 * l->key_dim;
     if (f->query_columns != columns)
         return mr_fail(err, MR_ERR_MISMATCH, "queries of layer %u have %u columns; it has %u",
