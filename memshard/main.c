@@ -3,7 +3,6 @@
  * It says what it will hold before it maps or reads any of it, then that it is ready and where.
  * Threads: the main thread opens everything, then waits for a signal; serving threads do the rest.
  */
-#include "common/base/mem.h"
 #include "common/base/options.h"
 #include "common/net/process.h"
 #include "common/net/server.h"
@@ -65,27 +64,11 @@ static void print_plan(const settings *s, const mr_store_plan *plan) {
     fflush(stdout);
 }
 
-static mr_status serve(const settings *s, const mr_manifest *manifest, mr_grid grid,
-                       mr_memshard *shard, mr_err *err) {
+static mr_status serve(const settings *s, mr_memshard *shard, mr_err *err) {
     mr_server *server;
-    const uint32_t count = mr_memshard_cell_count(shard);
-    mr_wire_cell *cells = mr_alloc_array(count, sizeof(*cells));
-    for (uint32_t i = 0; i < count; i++) cells[i].cell = mr_memshard_cells(shard)[i];
-    const mr_server_options options = {
-        .address = s->listen,
-        .threads = (uint32_t)s->threads,
-        .role = MR_ROLE_MEMSHARD,
-        .digest = manifest->digest,
-        .welcome_tail = cells,
-        .welcome_tail_bytes = count * (uint32_t)sizeof(*cells),
-        .cell_count = count,
-        .grid_rows = grid.row_groups,
-        .grid_columns = grid.width_slices,
-        .handler = mr_memshard_handle,
-        .context = shard,
-    };
+    mr_server_options options = {.address = s->listen, .threads = (uint32_t)s->threads};
+    mr_memshard_serve_options(shard, &options);
     const mr_status status = mr_server_open(&server, &options, err);
-    free(cells);
     if (status != MR_OK) return status;
     mr_process_ready(mr_server_address(server), (int)s->ready_fd);
     mr_process_wait();
@@ -122,7 +105,7 @@ static mr_status run(const settings *s, mr_err *err) {
                               (uint32_t)s->of, err);
     if (status != MR_OK) goto free_manifest;
     if (s->keys) status = mr_memshard_open_keys(shard, model, err);
-    if (status == MR_OK) status = serve(s, &manifest, grid, shard, err);
+    if (status == MR_OK) status = serve(s, shard, err);
     mr_memshard_close(shard);
 free_manifest:
     mr_manifest_free(&manifest);

@@ -60,9 +60,11 @@ uint16_t mr_link_version(const mr_link *link);
 uint64_t mr_link_bytes_sent(const mr_link *link);
 uint64_t mr_link_bytes_received(const mr_link *link);
 /* In a server's handler: the model the session was opened for (zero before, and on loop links); the
- * serving thread; when it last looked at its links (0 on loop links); whether more frames wait for
- * that thread, so that round_over() of server.h comes after them. */
+ * serving thread, by a number that no other of the process has (or MR_LANE_NONE); when it last
+ * looked at its links (0 on loop links); whether more frames wait for that thread, so that
+ * round_over() of server.h comes after them. */
 const mr_digest *mr_link_digest(const mr_link *link);
+#define MR_LANE_NONE UINT32_MAX
 uint32_t mr_link_lane(const mr_link *link);
 int64_t mr_link_seen_ns(const mr_link *link);
 bool mr_link_is_crowded(const mr_link *link);

@@ -60,6 +60,7 @@ typedef struct {
     client **clients;  /* [count], this thread's own */
     uint32_t count, room;
     uint32_t more;   /* clients with has_more */
+    uint32_t lane;   /* a number no other serving thread of the process has */
     int64_t seen_ns; /* when this round began */
     bool is_ending;  /* its frames were handed over: what comes now is answered at once */
     bool is_crowded; /* links behind the one being served have frames too */
@@ -76,6 +77,21 @@ struct mr_server {
     uint32_t thread_count;
 };
 
+/* Lanes in use; a thread beyond them shares the last number, which is no lane (MR_LANE_NONE). */
+static _Atomic uint64_t lanes_taken[4];
+
+static uint32_t take_lane(void) {
+    for (uint32_t i = 0; i < 256; i++) {
+        const uint64_t bit = 1ull << (i % 64);
+        if (!(atomic_fetch_or(&lanes_taken[i / 64], bit) & bit)) return i;
+    }
+    return MR_LANE_NONE;
+}
+
+static void give_lane(uint32_t lane) {
+    if (lane != MR_LANE_NONE) atomic_fetch_and(&lanes_taken[lane / 64], ~(1ull << (lane % 64)));
+}
+
 /* What epoll hands back for the descriptors that are no client's. */
 static char mark_listener, mark_stop, mark_wake, mark_mail;
 
@@ -91,7 +107,7 @@ static void add_client(serving *t, int fd) {
     client *c = mr_alloc(sizeof(*c));
     c->link = mr_link_from_fd(fd, peer);
     c->link->payload_max = HELLO_BYTES_MAX;
-    c->link->lane = (uint32_t)(t - t->server->threads);
+    c->link->lane = t->lane;
     c->accepted_ns = c->moved_ns = mr_now_ns();
     c->events = EPOLLIN;
     free(peer);
@@ -393,7 +409,7 @@ static void end_round(serving *t) {
     const mr_server_options *o = &t->server->options;
     if (!o->round_over) return;
     t->is_ending = true;
-    o->round_over(o->context, (uint32_t)(t - t->server->threads));
+    o->round_over(o->context, t->lane);
     for (uint32_t i = t->count; i-- > 0;) {
         client *c = t->clients[i];
         if (mr_link_wants_write(c->link) && !(c->events & EPOLLOUT)) serve_client(t, c);
@@ -428,6 +444,7 @@ static void *serve(void *argument) {
 
 static mr_status open_thread(serving *t, mr_server *server, mr_err *err) {
     t->server = server;
+    t->lane = take_lane();
     t->epoll = epoll_create1(EPOLL_CLOEXEC);
     t->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (pipe2(t->mail, O_CLOEXEC | O_NONBLOCK) != 0) t->mail[0] = t->mail[1] = -1;
@@ -475,7 +492,8 @@ mr_status mr_server_open(mr_server **out, const mr_server_options *options, mr_e
     server->thread_count = options->threads ? options->threads : 1;
     server->threads = mr_alloc_array(server->thread_count, sizeof(serving));
     for (uint32_t i = 0; i < server->thread_count; i++)
-        server->threads[i] = (serving){.epoll = -1, .wake = -1, .mail = {-1, -1}};
+        server->threads[i] =
+            (serving){.epoll = -1, .wake = -1, .mail = {-1, -1}, .lane = MR_LANE_NONE};
     server->tail = mr_alloc(options->welcome_tail_bytes);
     if (options->welcome_tail_bytes > 0)
         memcpy(server->tail, options->welcome_tail, options->welcome_tail_bytes);
@@ -522,6 +540,7 @@ static void close_thread(serving *t) {
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         if (all[i] >= 0) close(all[i]);
     free(t->clients);
+    give_lane(t->lane);
 }
 
 void mr_server_close(mr_server *server) {
