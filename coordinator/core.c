@@ -2,16 +2,26 @@
 #include "coordinator/core_impl.h"
 
 #include "common/base/clock.h"
-#include "common/base/limits.h"
 #include "common/base/mem.h"
 
+#include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <unistd.h>
 
-enum { STEP_TIMEOUT_MS = 60000, SILENCE_TIMEOUT_MS = 5000, HELLO_TIMEOUT_MS = 10000 };
+enum {
+    STEP_TIMEOUT_MS = 60000,
+    SILENCE_TIMEOUT_MS = 1000,
+    WORKER_WAIT_MS = 5000,
+    LOST_WAIT_MS = 2000,
+    HELLO_TIMEOUT_MS = 10000
+};
+
+/* --- the inbox -------------------------------------------------------------------------------- */
 
 static void post_locked(mr_core *core, core_message *message) {
     const uint64_t one = 1;
@@ -26,17 +36,6 @@ void core_post(mr_core *core, core_message *message) {
     pthread_mutex_lock(&core->lock);
     post_locked(core, message);
     pthread_mutex_unlock(&core->lock);
-}
-
-void core_set_state(mr_core *core, bool is_up, const mr_wire_worker_info *info,
-                    const char *reason) {
-    pthread_mutex_lock(&core->lock);
-    core->is_up = is_up;
-    if (info) core->info = *info;
-    mr_fail(&core->down_reason, MR_ERR_UNAVAILABLE, "%s", reason);
-    pthread_cond_broadcast(&core->changed);
-    pthread_mutex_unlock(&core->lock);
-    mr_gauge(&core->metrics.worker_up, is_up);
 }
 
 /* A request leaves the waiting ones, once, and at its end the live ones. */
@@ -66,14 +65,14 @@ static void handle(mr_core *core, core_message *message) {
         cancel(core, message->id);
         break;
     case CORE_LINK:
-        if (core->has_connector) pthread_join(core->connector, NULL);
-        core->has_connector = false;
-        if (core->is_stopping)
-            mr_link_close(message->link);
-        else if (message->link) {
-            if (core->scheduler) mr_count(&core->metrics.reconnects, 1);
-            core_use_link(core, message->link, &message->info);
-        }
+        core_group_linked(core, message);
+        break;
+    case CORE_GROUPS:
+        core_take_groups(core, message->groups);
+        break;
+    case CORE_FORWARDED:
+        core_take_forwarded(core, message->event);
+        free(message->event);
         break;
     case CORE_STOP:
         core->is_stopping = true;
@@ -104,7 +103,7 @@ static void on_wake(evutil_socket_t fd, short what, void *context) {
         handle(core, message);
         free(message);
     }
-    core_pump(core);
+    core_pump_all(core);
 }
 
 static void *run(void *context) {
@@ -113,40 +112,72 @@ static void *run(void *context) {
     return NULL;
 }
 
-static void free_core(mr_core *core) {
-    core_message *list = core->inbox;
-    while (list) { /* posted after the thread had gone */
-        core_message *next = list->next;
-        mr_request_free(list->request);
-        mr_link_close(list->link);
+/* --- open and close --------------------------------------------------------------------------- */
+
+/* What is left in the inbox when nobody handles it any more: ends and closings only. */
+static void drop_inbox(mr_core *core) {
+    for (core_message *list = take_inbox(core), *next; list; list = next) {
+        next = list->next;
+        if (list->kind == CORE_SUBMIT) core_take(core, list); /* so that it gets its end */
+        if (list->kind == CORE_LINK) core_group_linked(core, list);
+        while (list->groups) {
+            core_group *group = list->groups;
+            list->groups = group->next;
+            core_group_free(core, group);
+        }
+        free(list->event);
         free(list);
-        list = next;
     }
-    core_drop_link(core);
-    mr_scheduler_close(core->scheduler);
+}
+
+static void free_core(mr_core *core) {
+    core->is_stopping = true;
+    for (core_group *g = core->groups; g; g = g->next)
+        if (g->has_connector) pthread_join(g->connector, NULL);
+    for (core_group *g = core->leaving; g; g = g->next) pthread_join(g->connector, NULL);
+    for (core_group *g = core->groups; g; g = g->next) g->has_connector = false;
+    for (core_group *g = core->leaving; g; g = g->next) g->has_connector = false;
+    drop_inbox(core);
+    while (core->first)
+        core_end(core, core->first, MR_ERR_UNAVAILABLE, "the coordinator is shutting down");
+    for (int i = 0; i < 2; i++)
+        for (core_group *g = i ? core->leaving : core->groups, *next; g; g = next) {
+            next = g->next;
+            core_group_free(core, g);
+        }
     if (core->wake_event) event_free(core->wake_event);
-    if (core->watchdog) event_free(core->watchdog);
-    if (core->heartbeat) event_free(core->heartbeat);
+    if (core->timer) event_free(core->timer);
     if (core->base) event_base_free(core->base);
     if (core->wake_fd >= 0) close(core->wake_fd);
     pthread_cond_destroy(&core->changed);
     pthread_mutex_destroy(&core->lock);
-    free(core->address);
     free(core);
+}
+
+static uint32_t or_else(uint32_t value, uint32_t other) {
+    return value ? value : other;
 }
 
 static mr_core *new_core(const mr_core_options *o) {
     pthread_condattr_t monotonic;
     mr_core *core = mr_alloc(sizeof(*core));
     core->tokenizer = o->tokenizer;
-    core->address = o->worker_address ? mr_strdup(o->worker_address) : NULL;
     core->digest = o->digest;
     core->context_tokens = o->context_tokens;
-    core->queue_max = o->queue_max ? o->queue_max : MR_MAX_QUEUED_REQUESTS;
-    core->step_timeout_ms = o->step_timeout_ms ? o->step_timeout_ms : STEP_TIMEOUT_MS;
-    core->silence_timeout_ms = o->silence_timeout_ms ? o->silence_timeout_ms : SILENCE_TIMEOUT_MS;
+    core->queue_max = or_else(o->queue_max, MR_MAX_QUEUED_REQUESTS);
+    core->step_timeout_ms = or_else(o->step_timeout_ms, STEP_TIMEOUT_MS);
+    core->silence_timeout_ms = or_else(o->silence_timeout_ms, SILENCE_TIMEOUT_MS);
+    core->worker_wait_ms = or_else(o->worker_wait_ms, WORKER_WAIT_MS);
+    core->lost = o->lost == MR_LOST_DEFAULT ? MR_LOST_WAIT : o->lost;
+    core->lost_wait_ms = or_else(o->lost_wait_ms, LOST_WAIT_MS);
+    core->has_forwarder = o->forwarder != NULL;
+    if (o->forwarder) core->forwarder = *o->forwarder;
+    const ssize_t got = getrandom(&core->hash_seed, sizeof(core->hash_seed), GRND_NONBLOCK);
+    (void)got;
     core->inbox_end = &core->inbox;
-    core->next_id = core->next_answer_id = 1;
+    core->timer_ns = INT64_MAX;
+    core->next_id = core->next_answer_id = core->next_forward_id = 1;
+    mr_fail(&core->down_reason, MR_ERR_UNAVAILABLE, "no worker group is known yet");
     pthread_mutex_init(&core->lock, NULL);
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -156,54 +187,55 @@ static mr_core *new_core(const mr_core_options *o) {
     return core;
 }
 
-static void on_watchdog(evutil_socket_t fd, short what, void *context) {
-    mr_core *core = context;
-    mr_err err;
-    (void)fd;
-    (void)what;
-    mr_fail(&err, MR_ERR_TIMEOUT, "the worker %s has not gone on with its step for %.1f s",
-            mr_link_peer(core->link), core->step_timeout_ms / 1000.0);
-    core_link_failed(core, MR_ERR_TIMEOUT, err.text);
-}
-
 static mr_status make_events(mr_core *core, mr_err *err) {
     core->base = event_base_new();
     if (core->base && core->wake_fd >= 0) {
         core->wake_event =
             event_new(core->base, core->wake_fd, EV_READ | EV_PERSIST, on_wake, core);
-        core->watchdog = event_new(core->base, -1, 0, on_watchdog, core);
-        core->heartbeat = event_new(core->base, -1, EV_PERSIST, core_on_heartbeat, core);
+        core->timer = event_new(core->base, -1, 0, core_on_timer, core);
     }
-    if (core->wake_event && core->watchdog && core->heartbeat &&
-        event_add(core->wake_event, NULL) == 0)
-        return MR_OK;
+    if (core->wake_event && core->timer && event_add(core->wake_event, NULL) == 0) return MR_OK;
     return mr_fail(err, MR_ERR_IO, "no event loop for the coordinator: %s", strerror(errno));
+}
+
+/* The group that the options name; takes options->link over. */
+static mr_status open_first(mr_core *core, const mr_core_options *o, mr_err *err) {
+    mr_wire_worker_info info;
+    uint16_t version;
+    if (!o->link && !o->worker_address) return MR_OK;
+    core_group *group = core_group_new(&(mr_group_spec){
+        .name = o->link ? "embedded" : "worker",
+        .address = o->link ? NULL : o->worker_address,
+        .digest = o->digest,
+    });
+    core_group_add(core, group);
+    if (!o->link) {
+        core_group_say(core, group, MR_GROUP_CONNECTING, "the worker is not connected yet");
+        core_connect(core, group);
+        return MR_OK;
+    }
+    const int64_t deadline = mr_now_ns() + HELLO_TIMEOUT_MS * 1000000ll;
+    const mr_status status = core_open_session(group, o->link, &info, &version, deadline, err);
+    if (status == MR_OK) return core_use_link(core, group, o->link, version, &info, err);
+    mr_link_close(o->link);
+    return status;
 }
 
 mr_status mr_core_open(mr_core **out, const mr_core_options *options, mr_err *err) {
     mr_core *core = new_core(options);
-    mr_wire_worker_info info;
-    mr_link *link = options->link;
     *out = NULL;
     mr_status status = make_events(core, err);
-    if (status == MR_OK && link) {
-        status =
-            core_open_session(core, link, &info, mr_now_ns() + HELLO_TIMEOUT_MS * 1000000ll, err);
-        if (status == MR_OK) {
-            core_use_link(core, link, &info);
-            link = NULL;
-        }
-    } else if (status == MR_OK) {
-        core_set_state(core, false, NULL, "the worker is not connected yet");
-        core_connect(core);
-    }
-    if (status == MR_OK && pthread_create(&core->thread, NULL, run, core) != 0) {
+    if (status == MR_OK)
+        status = open_first(core, options, err);
+    else
+        mr_link_close(options->link);
+    if (status == MR_OK && pthread_create(&core->thread, NULL, run, core) != 0)
         status = mr_fail(err, MR_ERR_IO, "no thread for the coordinator's loop");
-        core->is_closing = true;
-        if (core->has_connector) pthread_join(core->connector, NULL);
-    }
     if (status != MR_OK) {
-        mr_link_close(link);
+        pthread_mutex_lock(&core->lock);
+        core->is_closing = true;
+        pthread_cond_broadcast(&core->changed);
+        pthread_mutex_unlock(&core->lock);
         free_core(core);
         return status;
     }
@@ -221,19 +253,10 @@ void mr_core_close(mr_core *core) {
     pthread_cond_broadcast(&core->changed);
     pthread_mutex_unlock(&core->lock);
     pthread_join(core->thread, NULL);
-    if (core->has_connector) pthread_join(core->connector, NULL);
-    core->is_stopping = true;
-    for (core_message *list = take_inbox(core), *next; list; list = next) {
-        next = list->next;
-        if (list->kind == CORE_SUBMIT)
-            core_take(core, list); /* so that it gets its end */
-        else
-            mr_link_close(list->link);
-        free(list);
-    }
-    core_end_all(core, MR_ERR_UNAVAILABLE, "the coordinator is shutting down");
     free_core(core);
 }
+
+/* --- what other threads call ------------------------------------------------------------------ */
 
 mr_status mr_core_submit(mr_core *core, mr_request *request, uint64_t *id, mr_err *err) {
     mr_status status = MR_OK;
@@ -242,7 +265,7 @@ mr_status mr_core_submit(mr_core *core, mr_request *request, uint64_t *id, mr_er
     pthread_mutex_lock(&core->lock);
     if (core->is_closing || core->is_draining)
         status = mr_fail(err, MR_ERR_UNAVAILABLE, "the coordinator is shutting down");
-    else if (!core->is_up)
+    else if (core->groups_up + core->groups_hoped == 0 && !core->has_forwarder)
         status = mr_fail(err, MR_ERR_UNAVAILABLE, "%s", core->down_reason.text);
     else if (core->waiting_requests >= core->queue_max ||
              core->waiting_tokens + tokens > MR_MAX_QUEUED_TOKENS)
@@ -271,10 +294,66 @@ void mr_core_cancel(mr_core *core, uint64_t id) {
     core_post(core, message);
 }
 
-mr_status mr_core_health(mr_core *core, mr_err *err) {
+void mr_core_forwarded(mr_core *core, const mr_forward_event *event) {
+    core_message *message = mr_alloc(sizeof(*message));
+    *message = (core_message){.kind = CORE_FORWARDED, .event = mr_alloc(sizeof(*event))};
+    *message->event = *event;
+    core_post(core, message);
+}
+
+void mr_core_set_groups(mr_core *core, const mr_group_spec *groups, uint32_t count) {
+    core_message *message = mr_alloc(sizeof(*message));
+    assert(count <= MR_MAX_GROUPS);
+    *message = (core_message){.kind = CORE_GROUPS};
+    for (uint32_t i = count; i-- > 0;) {
+        core_group *group = core_group_new(&groups[i]);
+        group->next = message->groups;
+        message->groups = group;
+    }
+    core_post(core, message);
+}
+
+static uint64_t get(const _Atomic uint64_t *value) {
+    return atomic_load_explicit(value, memory_order_relaxed);
+}
+
+static void look_at(mr_group_look *out, const core_group *group) {
+    const core_face *f = &group->face;
+    *out = (mr_group_look){
+        .state = group->state,
+        .epoch = group->epoch,
+        .stages = group->stages,
+        .outstanding = (uint32_t)get(&f->outstanding),
+        .waiting = get(&f->waiting),
+        .running = get(&f->running),
+        .queued_tokens = get(&f->queued_tokens),
+        .kv_blocks = get(&f->kv_blocks),
+        .kv_blocks_used = get(&f->kv_blocks_used),
+        .kv_blocks_idle = get(&f->kv_blocks_idle),
+        .steps = get(&f->steps),
+        .step_failures = get(&f->step_failures),
+        .losses = get(&f->losses),
+        .reason = group->reason,
+    };
+    snprintf(out->name, sizeof(out->name), "%s", group->name);
+    snprintf(out->version, sizeof(out->version), "%s", group->version);
+}
+
+uint32_t mr_core_groups(mr_core *core, mr_group_look *out, uint32_t max) {
+    uint32_t count = 0;
     pthread_mutex_lock(&core->lock);
-    const mr_status status =
-        core->is_up ? MR_OK : mr_fail(err, MR_ERR_UNAVAILABLE, "%s", core->down_reason.text);
+    for (const core_group *g = core->groups; g && count < max; g = g->next)
+        look_at(&out[count++], g);
+    pthread_mutex_unlock(&core->lock);
+    return count;
+}
+
+mr_status mr_core_health(mr_core *core, mr_err *err) {
+    if (core->has_forwarder && core->forwarder.reaches(core->forwarder.context, NULL)) return MR_OK;
+    pthread_mutex_lock(&core->lock);
+    const mr_status status = core->groups_up > 0
+                                 ? MR_OK
+                                 : mr_fail(err, MR_ERR_UNAVAILABLE, "%s", core->down_reason.text);
     pthread_mutex_unlock(&core->lock);
     return status;
 }
@@ -284,10 +363,10 @@ mr_status mr_core_wait_ready(mr_core *core, int64_t deadline_ns, mr_err *err) {
                                    .tv_nsec = (long)(deadline_ns % 1000000000)};
     int waited = 0;
     pthread_mutex_lock(&core->lock);
-    while (!core->is_up && waited == 0)
+    while (core->groups_up == 0 && waited == 0)
         waited = pthread_cond_timedwait(&core->changed, &core->lock, &until);
     const mr_status status =
-        core->is_up ? MR_OK : mr_fail(err, MR_ERR_TIMEOUT, "%s", core->down_reason.text);
+        core->groups_up > 0 ? MR_OK : mr_fail(err, MR_ERR_TIMEOUT, "%s", core->down_reason.text);
     pthread_mutex_unlock(&core->lock);
     return status;
 }
@@ -303,6 +382,13 @@ void mr_core_drain(mr_core *core) {
     pthread_mutex_lock(&core->lock);
     core->is_draining = true;
     pthread_mutex_unlock(&core->lock);
+}
+
+bool mr_core_is_draining(mr_core *core) {
+    pthread_mutex_lock(&core->lock);
+    const bool is_draining = core->is_draining || core->is_closing;
+    pthread_mutex_unlock(&core->lock);
+    return is_draining;
 }
 
 uint32_t mr_core_live_requests(mr_core *core) {

@@ -10,7 +10,10 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-enum { MR_HISTOGRAM_BUCKETS = 16 };
+enum {
+    MR_HISTOGRAM_BUCKETS = 16,
+    MR_LAYER_SERIES = 64, /* memory layers with a series of their own; the last has all beyond */
+};
 
 typedef struct {
     _Atomic uint64_t bucket[MR_HISTOGRAM_BUCKETS + 1]; /* the last one: beyond all bounds */
@@ -33,13 +36,19 @@ typedef struct {
     _Atomic uint64_t steps, step_tokens, step_failures;
     _Atomic uint64_t retrieval_bytes_up, retrieval_bytes_down;
     _Atomic uint64_t retrieval_wait_ns, step_ns;
-    _Atomic uint64_t reconnects;
+    _Atomic uint64_t reconnects, failovers, step_retries, forwarded;
+    _Atomic uint64_t degraded_steps, degraded_requests;
+    _Atomic uint64_t cached_tokens; /* prompt tokens that were not computed again */
+    _Atomic uint64_t hedges, resends, cache_hits, cache_misses; /* of retrieval, in workers */
+    _Atomic uint64_t layer_wait_ns[MR_LAYER_SERIES];
+    _Atomic uint64_t layers;            /* how many of them are in use */
     _Atomic uint64_t unknown_fields;    /* of request bodies, ignored */
     _Atomic uint64_t http_responses[6]; /* by hundreds: [2] 2xx ... */
     _Atomic uint64_t connections, connections_refused;
     _Atomic uint64_t connections_open;
     /* gauges, stored by the core's thread */
-    _Atomic uint64_t waiting, running, kv_blocks, kv_blocks_used, worker_up;
+    _Atomic uint64_t waiting, running, kv_blocks, kv_blocks_used, steps_out;
+    _Atomic uint64_t worker_up; /* groups */
     mr_histogram first_token, inter_token, whole_request, queued;
 } mr_metrics;
 

@@ -2,6 +2,7 @@
 #include "coordinator/request.h"
 
 #include "common/base/mem.h"
+#include "coordinator/models.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -27,5 +28,8 @@ void mr_request_free(mr_request *request) {
     mr_token_list_free(&request->tokens);
     free(request->prompt_tokens);
     mr_stop_set_close(request->stops);
+    mr_token_list_free(&request->resumed);
+    free(request->resumed_tokens);
+    mr_serving_release(request->model);
     free(request);
 }

@@ -25,7 +25,9 @@ typedef struct {
     mr_status status; /* of the end: MR_OK, or why it failed, with one sentence */
     const char *sentence;
     uint64_t prompt_tokens, generated_tokens; /* of the whole request */
-    float *logits; /* [prompts][tokens][columns]: taken over by the sink; free() */
+    uint64_t cached_tokens;                   /* prompt tokens that were in the cache already */
+    bool is_degraded; /* some rows counted as zero so far; of finishing events and of the end */
+    float *logits;    /* [prompts][tokens][columns]: taken over by the sink; free() */
     uint32_t logit_columns;
 } mr_event;
 
@@ -35,6 +37,16 @@ typedef struct {
 typedef bool (*mr_sink)(void *context, const mr_event *event);
 
 enum { MR_MAX_STOP_IDS = 32 };
+
+/* What happens to a step that needs a partition of the tables nobody serves at the moment. */
+typedef enum {
+    MR_LOST_DEFAULT, /* as the server is set up */
+    MR_LOST_FAIL,    /* the request ends */
+    MR_LOST_WAIT,    /* the step is run again until it works or lost_wait_ms are over */
+    MR_LOST_DEGRADE, /* the missing rows count as zero, and the answer says so */
+} mr_lost_policy;
+
+typedef struct mr_serving mr_serving; /* models.h */
 
 typedef struct {
     mr_token_list tokens;    /* of all prompts, one after the other */
@@ -52,6 +64,15 @@ typedef struct {
 
     bool logits;
     uint32_t chunk_tokens, single_from; /* as mr_sequence_spec's */
+
+    mr_lost_policy lost;
+    bool has_lost_wait; /* else the server's */
+    uint32_t lost_wait_ms;
+
+    mr_serving *model; /* the version it began with, held; NULL: the core's only one */
+    /* Answers begun elsewhere go on behind these tokens, which are not told again. */
+    mr_token_list resumed;
+    uint32_t *resumed_tokens; /* [prompt_count * choices] owned; NULL: none */
 
     mr_sink sink;
     void *context;

@@ -26,8 +26,15 @@ enum { FAKE_VOCAB = 700, FAKE_COLUMNS = 704, FAKE_BLOCKS = 64, FAKE_CONTEXT = 51
 typedef struct {
     /* set before the start, or by the test's thread at any time; counted from 1, 0: never */
     atomic_uint error_at, silent_at, hang_up_at, garbage_at, delay_ms;
-    atomic_bool mute;         /* as if it were stopped */
-    atomic_uint steps, wrong; /* wrong: steps that broke the rules */
+    atomic_int error_status;    /* of error_at and rows_lost; 0: UNAVAILABLE */
+    atomic_bool mute;           /* as if it were stopped */
+    atomic_bool hang_up_always; /* at every step */
+    atomic_bool rows_lost;      /* steps fail; those that may degrade go through, and say so */
+    atomic_uint owner_epoch;    /* steps of a lower one are stale */
+    atomic_uint stages;         /* what it says of itself */
+    atomic_uint lag;            /* so many steps are done before the first is answered */
+    atomic_uint most_out;       /* steps in its hands at a time */
+    atomic_uint steps, wrong;   /* wrong: steps that broke the rules */
     atomic_uint largest_batch;
     atomic_bool stop;
     pthread_t thread;
@@ -60,13 +67,13 @@ static inline void fake_logits(mr_link *link, uint64_t request, const mr_wire_se
 }
 
 static inline void fake_sample(fake_worker *w, mr_link *link, uint64_t request,
-                               const mr_wire_sequence *s, const uint32_t *blocks) {
+                               const mr_wire_sequence *s, const uint32_t *blocks, uint32_t flags) {
     const mr_wire_header header = {.type = MR_FRAME_SAMPLED, .request = request};
     const uint32_t at = s->output_position + s->choice + (uint32_t)(s->seed % 1000);
     const uint32_t known = s->position + s->token_count - s->output_position; /* the prompt's */
     const int32_t token = *fake_slot(w, blocks, at % known);
     uint8_t room[sizeof(mr_wire_sampled) + MR_MAX_LOGPROBS * sizeof(mr_wire_logprob)];
-    const mr_wire_sampled fixed = {s->id, token, -0.5f, s->logprobs, 0};
+    const mr_wire_sampled fixed = {s->id, token, -0.5f, s->logprobs, flags};
     memcpy(room, &fixed, sizeof(fixed));
     for (uint32_t i = 0; i < s->logprobs; i++) {
         const mr_wire_logprob top = {(token + (int32_t)i) % FAKE_VOCAB, -0.5f - (float)i};
@@ -87,8 +94,15 @@ static inline void fake_step(fake_worker *w, mr_link *link, const mr_frame *fram
         return;
     }
     if (number == w->silent_at) return;
-    if (number == w->error_at) {
-        mr_link_send_error(link, request, MR_ERR_UNAVAILABLE, "memshard 1 of 2 is gone");
+    if (frame->header->epoch < w->owner_epoch) {
+        mr_link_send_error(link, request, MR_ERR_STALE, "another coordinator owns this group");
+        return;
+    }
+    const uint32_t flags =
+        w->rows_lost && (step.flags & MR_STEP_MAY_DEGRADE) ? MR_SAMPLED_DEGRADED : 0;
+    if (number == w->error_at || (w->rows_lost && flags == 0)) {
+        mr_link_send_error(link, request, w->error_status ? w->error_status : MR_ERR_UNAVAILABLE,
+                           "memshard 1 of 2 is gone");
         return;
     }
     if (number == w->garbage_at) {
@@ -107,7 +121,7 @@ static inline void fake_step(fake_worker *w, mr_link *link, const mr_frame *fram
             if (s->flags & MR_SEQUENCE_LOGITS)
                 fake_logits(link, request, s, s->position + t, tokens[t]);
         }
-        if (s->flags & MR_SEQUENCE_SAMPLE) fake_sample(w, link, request, s, blocks);
+        if (s->flags & MR_SEQUENCE_SAMPLE) fake_sample(w, link, request, s, blocks, flags);
         tokens += s->token_count;
         blocks += s->block_count;
     }
@@ -118,21 +132,31 @@ static inline void fake_step(fake_worker *w, mr_link *link, const mr_frame *fram
 
 /* Until the other side hangs up, the script says so, or stop. */
 static inline void fake_serve(fake_worker *w, int fd) {
-    static const mr_wire_worker_info info = {.vocab_size = FAKE_VOCAB,
-                                             .logit_columns = FAKE_COLUMNS,
-                                             .context_tokens = FAKE_CONTEXT,
-                                             .kv_blocks = FAKE_BLOCKS,
-                                             .kv_block_tokens = MR_KV_BLOCK_TOKENS,
-                                             .step_tokens_max = 64,
-                                             .step_sequences_max = 8};
+    const mr_wire_worker_info info = {.vocab_size = FAKE_VOCAB,
+                                      .logit_columns = FAKE_COLUMNS,
+                                      .context_tokens = FAKE_CONTEXT,
+                                      .kv_blocks = FAKE_BLOCKS,
+                                      .kv_block_tokens = MR_KV_BLOCK_TOKENS,
+                                      .step_tokens_max = 64,
+                                      .step_sequences_max = 8,
+                                      .stages = (uint16_t)w->stages};
     const mr_session_offer offer = {
         .role = MR_ROLE_WORKER, .tail = &info, .tail_bytes = sizeof(info)};
     mr_link *link = mr_link_from_fd(fd, "fake coordinator");
     mr_frame frame;
     mr_err err;
+    uint32_t unanswered = 0;
+    bool has_waited = false;
     while (!w->stop) {
         const mr_status status = mr_link_receive(link, &frame, &err);
         if (status == MR_ERR_AGAIN) {
+            if (unanswered > 0 && !has_waited) { /* maybe more steps come */
+                usleep(2000);
+                has_waited = true;
+                continue;
+            }
+            has_waited = false;
+            unanswered = 0;
             if (mr_link_flush(link, &err) == MR_ERR_IO) break;
             mr_links_wait(&link, 1, mr_now_ns() + 20000000);
             continue;
@@ -144,12 +168,17 @@ static inline void fake_serve(fake_worker *w, int fd) {
         if (frame.header->type == MR_FRAME_HELLO)
             mr_session_answer(link, &frame, &offer, &err);
         else if (frame.header->type == MR_FRAME_STEP) {
-            if (w->hang_up_at && w->steps + 1 == w->hang_up_at) {
+            if (w->hang_up_always || (w->hang_up_at && w->steps + 1 == w->hang_up_at)) {
                 atomic_fetch_add(&w->steps, 1);
                 break;
             }
             fake_step(w, link, &frame);
+            unanswered++;
+            has_waited = false;
+            if (unanswered > w->most_out) w->most_out = unanswered;
+            if (unanswered <= w->lag) continue;
         }
+        unanswered = 0;
         mr_link_flush(link, &err);
     }
     mr_link_close(link);

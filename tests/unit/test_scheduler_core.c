@@ -1,130 +1,7 @@
 /* Goal: every request submitted to the core ends exactly once, with the right tokens or a reason.
  * Method: a scripted fake worker (fake_worker.h) that echoes prompts from its KV blocks, so that
  * any mistake in batching shows; failures at chosen steps; waits bounded by ten seconds. */
-#include "coordinator/core.h"
-#include "tests/unit/fake_worker.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-
-#include <cmocka.h>
-
-static mr_tokenizer *tokenizer;
-
-static int setup(void **state) {
-    (void)state;
-    return mr_tokenizer_open(&tokenizer, MR_SOURCE_DIR "/tests/tokenizer/gpt2.json", NULL) == MR_OK
-               ? 0
-               : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    mr_tokenizer_close(tokenizer);
-    return 0;
-}
-
-/* What a request's sink saw. */
-typedef struct {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    mr_token_list tokens[16];
-    mr_text text[16];
-    mr_finish finish[16];
-    uint32_t entries, ends, events;
-    mr_status status;
-    mr_err err;
-    uint64_t prompt_tokens, generated_tokens;
-    float *logits;
-    bool refuse; /* the sink says it cannot keep up */
-    uint64_t id;
-} client;
-
-static bool client_sink(void *context, const mr_event *e) {
-    client *c = context;
-    pthread_mutex_lock(&c->lock);
-    c->events++;
-    if (e->is_end) {
-        c->ends++;
-        c->status = e->status;
-        mr_fail(&c->err, MR_OK, "%s", e->sentence);
-        c->prompt_tokens = e->prompt_tokens;
-        c->generated_tokens = e->generated_tokens;
-        c->logits = e->logits;
-    } else {
-        if (e->token >= 0) mr_token_list_add(&c->tokens[e->answer], e->token);
-        mr_text_add(&c->text[e->answer], e->text, e->bytes);
-        c->entries += e->entry_count;
-        if (e->finish != MR_FINISH_NONE) c->finish[e->answer] = e->finish;
-    }
-    const bool go_on = !c->refuse;
-    pthread_cond_broadcast(&c->changed);
-    pthread_mutex_unlock(&c->lock);
-    return go_on;
-}
-
-static client *client_new(void) {
-    client *c = mr_alloc(sizeof(*c));
-    pthread_mutex_init(&c->lock, NULL);
-    pthread_cond_init(&c->changed, NULL);
-    return c;
-}
-
-static void client_wait(client *c) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += 10;
-    pthread_mutex_lock(&c->lock);
-    while (c->ends == 0)
-        if (pthread_cond_timedwait(&c->changed, &c->lock, &until) != 0) fail_msg("no end event");
-    pthread_mutex_unlock(&c->lock);
-    assert_int_equal(c->ends, 1);
-}
-
-static void client_free(client *c) {
-    for (int i = 0; i < 16; i++) {
-        mr_token_list_free(&c->tokens[i]);
-        mr_text_free(&c->text[i]);
-    }
-    free(c->logits);
-    free(c);
-}
-
-static mr_request *request_for(client *c, const char *prompt, uint32_t new_tokens) {
-    mr_request *r = mr_request_new();
-    mr_token_list ids = {0};
-    assert_int_equal(mr_tokenizer_encode(tokenizer, prompt, strlen(prompt), NULL, &ids, NULL),
-                     MR_OK);
-    mr_request_add_prompt(r, ids.items, ids.count);
-    mr_token_list_free(&ids);
-    r->new_tokens = new_tokens;
-    r->sink = client_sink;
-    r->context = c;
-    return r;
-}
-
-static void submit(mr_core *core, client *c, mr_request *r) {
-    mr_err err = {{0}};
-    if (mr_core_submit(core, r, &c->id, &err) != MR_OK) fail_msg("%s", err.text);
-}
-
-static mr_core *open_core(fake_worker *w, const mr_core_options *more) {
-    mr_core *core;
-    mr_err err = {{0}};
-    mr_core_options o = more ? *more : (mr_core_options){0};
-    o.link = fake_worker_start(w);
-    o.tokenizer = tokenizer;
-    if (mr_core_open(&core, &o, &err) != MR_OK) fail_msg("%s", err.text);
-    return core;
-}
-
-static void finish(mr_core *core, fake_worker *w) {
-    assert_int_equal(mr_core_live_requests(core), 0);
-    mr_core_close(core);
-    assert_int_equal(w->wrong, 0);
-    fake_worker_stop(w);
-}
+#include "tests/unit/core_client.h"
 
 static void test_one_answer(void **state) {
     (void)state;
@@ -252,11 +129,12 @@ static void test_a_failed_step_fails_only_its_requests(void **state) {
     (void)state;
     fake_worker *w = fake_worker_new();
     w->error_at = 3;
+    w->error_status = MR_ERR_RANGE;
     mr_core *core = open_core(w, NULL);
     client *c = client_new();
     submit(core, c, request_for(c, "some words here", 50));
     client_wait(c);
-    assert_int_equal(c->status, MR_ERR_UNAVAILABLE);
+    assert_int_equal(c->status, MR_ERR_RANGE);
     assert_string_equal(c->err.text, "memshard 1 of 2 is gone");
     client *d = client_new();
     submit(core, d, request_for(d, "some words here", 5));
@@ -332,16 +210,12 @@ static void test_connecting_again(void **state) {
     if (mr_core_wait_ready(core, mr_now_ns() + 10000000000ll, &err) != MR_OK)
         fail_msg("%s", err.text);
     client *c = client_new();
-    submit(core, c, request_for(c, "some words", 9));
-    client_wait(c);
-    assert_int_equal(c->status, MR_ERR_UNAVAILABLE);
-    client_free(c);
-    if (mr_core_wait_ready(core, mr_now_ns() + 10000000000ll, &err) != MR_OK)
-        fail_msg("%s", err.text);
-    c = client_new();
-    submit(core, c, request_for(c, "some words", 9));
-    client_wait(c);
+    mr_request *r = request_for(c, "some words", 9);
+    r->new_tokens = (uint32_t)r->tokens.count;
+    submit(core, c, r);
+    client_wait(c); /* it went on behind the first token */
     assert_int_equal(c->status, MR_OK);
+    assert_string_equal(mr_text_string(&c->text[0]), "some words");
     client_free(c);
     assert_int_equal(mr_core_metrics(core)->reconnects, 1);
     usleep(600000); /* pings are answered: nothing happens */
