@@ -212,6 +212,7 @@ void core_group_up(mr_core *core, core_group *group) {
     pthread_mutex_unlock(&core->lock);
     if (group->has_been_up) mr_count(&core->metrics.reconnects, 1);
     group->has_been_up = true;
+    core_show_load(core, group);
     group->degrade_until_ns = 0;
     group->heard_ns = group->pinged_ns = mr_now_ns();
     if (group->address) core_due(core, group->heard_ns);
