@@ -78,6 +78,8 @@ typedef struct {
 
 /* Any thread. Returns how many were written. */
 uint32_t mr_core_groups(mr_core *core, mr_group_look *out, uint32_t max);
+/* Their series for the metrics page, labelled by the groups' names. */
+void mr_group_metrics_write(mr_text *out, const mr_group_look *groups, uint32_t count);
 
 /* Any thread. The request is taken over on MR_OK only. MR_ERR_LIMIT: the queue is full.
  * MR_ERR_UNAVAILABLE: no group is there or could come back, or draining. *id names it for

@@ -265,13 +265,18 @@ mr_status core_attach(mr_core *core, core_group *group, core_live *live, mr_err 
     return MR_OK;
 }
 
+static bool has_digest(const mr_serving *model) {
+    static const mr_digest none;
+    return model && memcmp(&model->digest, &none, sizeof(none)) != 0;
+}
+
 void core_take(mr_core *core, core_message *message) {
     const mr_request *r = message->request;
     core_live *live = mr_alloc(sizeof(*live));
     live->request = message->request;
     live->id = message->id;
     live->submitted_ns = message->submitted_ns;
-    live->digest = r->model ? r->model->digest : core->digest;
+    live->digest = has_digest(r->model) ? r->model->digest : core->digest;
     live->lost = r->lost == MR_LOST_DEFAULT ? core->lost : r->lost;
     live->lost_wait_ms = r->has_lost_wait ? r->lost_wait_ms : core->lost_wait_ms;
     live->next = core->first;

@@ -13,7 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PING_MS = 5000, INBOX_MAX = 1 << 17, DRAIN_TIMEOUT_MS = 30000, LOGGED_NAMES_MAX = 16 };
+enum {
+    PING_MS = 5000,
+    INBOX_MAX = 1 << 17,
+    DRAIN_TIMEOUT_MS = 30000,
+    LOGGED_NAMES_MAX = 16,
+    GROUPS_SHOWN_MAX = MR_MAX_GROUPS + 1
+};
 
 typedef struct call call;
 struct call {
@@ -21,6 +27,7 @@ struct call {
     mr_front *front;
     mr_exchange *exchange; /* NULL: the client is gone */
     uint64_t id;           /* the core's */
+    mr_serving *model;     /* held */
     mr_reply_head head;
     mr_reply_answer *answers; /* [answer_count] */
     mr_text *echoes;          /* [prompt_count] or NULL */
@@ -38,7 +45,7 @@ typedef struct news {
 } news;
 
 struct mr_front {
-    const mr_served *served;
+    mr_models *models;
     mr_core *core;
     mr_http *http;
     call *first;
@@ -106,6 +113,7 @@ static void free_call(call *c) {
         free(c->answers[i].entries);
     }
     for (uint32_t i = 0; c->echoes && i < c->prompt_count; i++) mr_text_free(&c->echoes[i]);
+    mr_serving_release(c->model);
     free(c->answers);
     free(c->echoes);
     free(c);
@@ -165,7 +173,7 @@ static void begin_answer(call *c, uint32_t answer, mr_text *out) {
     if (!echo) return;
     if (c->head.is_stream)
         mr_reply_part(out, &c->head, answer, mr_text_string(echo), echo->bytes, NULL, 0,
-                      MR_FINISH_NONE);
+                      MR_FINISH_NONE, false);
     else
         mr_text_add(&c->answers[answer].text, mr_text_string(echo), echo->bytes);
 }
@@ -184,13 +192,19 @@ static void take_part(call *c, const mr_event *e) {
         keep_entries(a, e);
     } else if (e->bytes > 0 || e->entry_count > 0 || e->finish != MR_FINISH_NONE)
         mr_reply_part(&chunk, &c->head, e->answer, e->text, e->bytes, e->entries, e->entry_count,
-                      e->finish);
+                      e->finish, e->is_degraded);
     if (chunk.bytes > 0) stream_text(c, &chunk);
     mr_text_free(&chunk);
 }
 
+static mr_reply_figures figures_of(const mr_event *e) {
+    return (mr_reply_figures){e->prompt_tokens, e->generated_tokens, e->cached_tokens,
+                              e->is_degraded};
+}
+
 static void end_stream(call *c, const mr_event *e) {
     mr_text chunk = {0};
+    const mr_reply_figures figures = figures_of(e);
     if (e->status != MR_OK) {
         mr_api_error error;
         mr_api_error_of(&error, e->status, e->sentence);
@@ -198,7 +212,7 @@ static void end_stream(call *c, const mr_event *e) {
         mr_reply_error(&chunk, &error);
         mr_text_add_string(&chunk, "\n\n");
     } else if (c->head.include_usage)
-        mr_reply_usage(&chunk, &c->head, e->prompt_tokens, e->generated_tokens);
+        mr_reply_usage(&chunk, &c->head, &figures);
     mr_text_add_string(&chunk, "data: [DONE]\n\n");
     stream_text(c, &chunk);
     mr_text_free(&chunk);
@@ -215,8 +229,8 @@ static void end_whole(call *c, mr_event *e) {
         e->logits = NULL;
         return;
     }
-    mr_reply_whole(&json, &c->head, c->answers, c->answer_count, e->prompt_tokens,
-                   e->generated_tokens);
+    const mr_reply_figures figures = figures_of(e);
+    mr_reply_whole(&json, &c->head, c->answers, c->answer_count, &figures);
     mr_exchange_reply(c->exchange, 200, "application/json", NULL, json.data, json.bytes);
     mr_text_free(&json);
 }
@@ -276,7 +290,8 @@ static call *new_call(mr_front *front, mr_exchange *x, mr_api_call *api) {
     c->echoes = api->prompt_text;
     api->prompt_text = NULL;
     c->spoke_ns = mr_now_ns();
-    mr_reply_head_init(&c->head, front->served, api);
+    c->model = mr_serving_hold(r->model);
+    mr_reply_head_init(&c->head, c->model, api);
     c->next = front->first;
     if (front->first) front->first->previous = c;
     front->first = c;
@@ -315,8 +330,8 @@ static void on_post(mr_front *front, mr_exchange *x, endpoint which) {
         return;
     }
     const bool good =
-        which == LOGITS ? mr_logits_parse(&api, front->served, body, bytes, &error)
-                        : mr_openai_parse(&api, front->served, which == CHAT, body, bytes, &error);
+        which == LOGITS ? mr_logits_parse(&api, front->models, body, bytes, &error)
+                        : mr_openai_parse(&api, front->models, which == CHAT, body, bytes, &error);
     if (!good) {
         mr_count(&mr_core_metrics(front->core)->requests[MR_OUTCOME_REFUSED], 1);
         reply_error(x, &error, NULL);
@@ -331,35 +346,105 @@ static void reply_text(mr_exchange *x, int code, const char *type, mr_text *text
     mr_text_free(text);
 }
 
+static void drop_models(mr_serving **models, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) mr_serving_release(models[i]);
+}
+
 static void on_root(mr_front *front, mr_exchange *x) {
+    mr_serving *models[MR_MAX_MODELS];
     mr_text text = {0};
+    const uint32_t count = mr_models_list(front->models, models);
+    mr_text_format(&text, "memrack %s serves ", MR_VERSION);
+    for (uint32_t i = 0; i < count; i++)
+        mr_text_format(&text, "%s%s", i ? ", " : "", models[i]->name);
     mr_text_format(&text,
-                   "memrack %s serves %s: POST to /v1/chat/completions or /v1/completions as with "
-                   "OpenAI's API; see /v1/models, /health and /metrics.\n",
-                   MR_VERSION, front->served->name);
+                   "%s: POST to /v1/chat/completions or /v1/completions as with OpenAI's API; see "
+                   "/v1/models, /health and /metrics.\n",
+                   count ? "" : "no model yet");
+    drop_models(models, count);
     reply_text(x, 200, "text/plain; charset=utf-8", &text);
 }
 
-static void on_health(mr_front *front, mr_exchange *x) {
-    mr_err err = {{0}};
+static void write_group(mr_text *out, const mr_group_look *g) {
+    static const char *const states[] = {"connecting", "up", "stale"};
+    mr_text_add_string(out, "{\"name\":");
+    mr_reply_string(out, g->name, strlen(g->name));
+    mr_text_format(out,
+                   ",\"state\":\"%s\",\"stages\":%u,\"outstanding\":%u,\"waiting\":%llu,"
+                   "\"running\":%llu,\"queued_tokens\":%llu,\"epoch\":%llu",
+                   states[g->state], g->stages, g->outstanding, (unsigned long long)g->waiting,
+                   (unsigned long long)g->running, (unsigned long long)g->queued_tokens,
+                   (unsigned long long)g->epoch);
+    if (g->version[0]) {
+        mr_text_add_string(out, ",\"version\":");
+        mr_reply_string(out, g->version, strlen(g->version));
+    }
+    if (g->state != MR_GROUP_UP) {
+        mr_text_add_string(out, ",\"reason\":");
+        mr_reply_string(out, g->reason.text, strlen(g->reason.text));
+    }
+    mr_text_add(out, "}", 1);
+}
+
+static void reply_state(mr_front *front, mr_exchange *x, mr_status status, const mr_err *err) {
     mr_text text = {0};
-    const mr_status status = mr_core_health(front->core, &err);
+    mr_group_look *groups = mr_alloc_array(GROUPS_SHOWN_MAX, sizeof(*groups));
+    const uint32_t count = mr_core_groups(front->core, groups, GROUPS_SHOWN_MAX);
     mr_text_add_string(&text, status == MR_OK ? "{\"status\":\"ok\""
                                               : "{\"status\":\"unavailable\",\"reason\":");
-    if (status != MR_OK) mr_reply_string(&text, err.text, strlen(err.text));
-    mr_text_add_string(&text, "}\n");
+    if (status != MR_OK) mr_reply_string(&text, err->text, strlen(err->text));
+    mr_text_add_string(&text, ",\"groups\":[");
+    for (uint32_t i = 0; i < count; i++) {
+        if (i) mr_text_add(&text, ",", 1);
+        write_group(&text, &groups[i]);
+    }
+    mr_text_add_string(&text, "]}\n");
+    free(groups);
     reply_text(x, status == MR_OK ? 200 : 503, "application/json", &text);
+}
+
+/* Whether it answers at all. */
+static void on_health(mr_front *front, mr_exchange *x) {
+    mr_err err = {{0}};
+    const mr_status status = mr_core_health(front->core, &err);
+    reply_state(front, x, status, &err);
+}
+
+/* Whether it should get new requests. */
+static void on_ready(mr_front *front, mr_exchange *x) {
+    mr_serving *models[MR_MAX_MODELS];
+    mr_err err = {{0}};
+    const uint32_t count = mr_models_list(front->models, models);
+    mr_status status = mr_core_health(front->core, &err);
+    drop_models(models, count);
+    if (status == MR_OK && count == 0)
+        status = mr_fail(&err, MR_ERR_UNAVAILABLE, "no model is served yet");
+    if (mr_core_is_draining(front->core))
+        status = mr_fail(&err, MR_ERR_UNAVAILABLE, "the coordinator is shutting down");
+    reply_state(front, x, status, &err);
 }
 
 static void on_metrics(mr_front *front, mr_exchange *x) {
     mr_text text = {0};
-    mr_metrics_write(&text, mr_core_metrics(front->core), front->served->name);
+    mr_serving *models[MR_MAX_MODELS];
+    const char *names[MR_MAX_MODELS];
+    mr_group_look *groups = mr_alloc_array(GROUPS_SHOWN_MAX, sizeof(*groups));
+    const uint32_t group_count = mr_core_groups(front->core, groups, GROUPS_SHOWN_MAX);
+    const uint32_t count = mr_models_list(front->models, models);
+    for (uint32_t i = 0; i < count; i++) names[i] = models[i]->name;
+    mr_metrics_write(&text, mr_core_metrics(front->core), names, count);
+    mr_group_metrics_write(&text, groups, group_count);
+    drop_models(models, count);
+    free(groups);
     reply_text(x, 200, "text/plain; version=0.0.4; charset=utf-8", &text);
 }
 
 static void on_models(mr_front *front, mr_exchange *x) {
+    mr_serving *models[MR_MAX_MODELS];
     mr_text text = {0};
-    mr_reply_models(&text, front->served, false);
+    const uint32_t count = mr_models_list(front->models, models);
+    mr_reply_models(&text, models, count);
+    drop_models(models, count);
     reply_text(x, 200, "application/json", &text);
 }
 
@@ -383,6 +468,7 @@ static const struct {
     {"/memrack/v1/logits", true, on_logits},
     {"/v1/models", false, on_models},
     {"/health", false, on_health},
+    {"/readyz", false, on_ready},
     {"/metrics", false, on_metrics},
     {"/", false, on_root},
 };
@@ -408,17 +494,18 @@ static void on_request(void *context, mr_exchange *x) {
     }
     if (strncmp(head->path, models, sizeof(models) - 1) == 0) {
         const char *name = head->path + sizeof(models) - 1;
-        if (strcmp(name, front->served->name) == 0 && head->method != MR_HTTP_POST) {
+        mr_serving *model = mr_models_find(front->models, name);
+        if (model && head->method != MR_HTTP_POST) {
             mr_text text = {0};
-            mr_reply_models(&text, front->served, true);
+            mr_reply_model(&text, model);
+            mr_serving_release(model);
             reply_text(x, 200, "application/json", &text);
             return;
         }
+        mr_serving_release(model);
         error.code = "model_not_found";
         mr_fail(&error.message, MR_ERR_ARGUMENT,
-                "the model '%.100s' does not exist; this server "
-                "has '%.100s'",
-                name, front->served->name);
+                "the model '%.100s' does not exist; /v1/models lists those that do", name);
     } else
         mr_fail(&error.message, MR_ERR_ARGUMENT,
                 "there is nothing at %.200s; GET / says what to do", head->path);
@@ -461,7 +548,12 @@ mr_status mr_front_open(mr_front **out, const mr_front_options *options, mr_err 
     mr_front *front = mr_alloc(sizeof(*front));
     mr_http_options http = options->http;
     *out = NULL;
-    front->served = options->served;
+    front->models = mr_models_open();
+    if (options->served) {
+        mr_serving *only = mr_serving_borrow(options->served);
+        mr_models_set(front->models, &only, 1);
+        mr_serving_release(only);
+    }
     front->core = options->core;
     front->inbox_end = &front->inbox;
     front->drain_timeout_ms =
@@ -479,6 +571,10 @@ mr_status mr_front_open(mr_front **out, const mr_front_options *options, mr_err 
     }
     *out = front;
     return MR_OK;
+}
+
+void mr_front_set_models(mr_front *front, mr_serving *const *models, uint32_t count) {
+    mr_models_set(front->models, models, count);
 }
 
 const char *mr_front_address(const mr_front *front) {
@@ -499,6 +595,7 @@ void mr_front_close(mr_front *front) {
     if (!front) return;
     drain_inbox(front);
     mr_http_close(front->http);
+    mr_models_close(front->models);
     pthread_mutex_destroy(&front->lock);
     free(front);
 }

@@ -1,4 +1,4 @@
-/* main.c - memrack-coordinator: HTTP in front, one worker behind.
+/* main.c - memrack-coordinator: HTTP in front, worker groups behind.
  *
  * Threads: the core's loop, the HTTP server, and this one, which waits for the worker, says so, and
  * then for the end. SIGTERM or SIGINT finishes what is under way; a second one ends at once. */
@@ -18,8 +18,10 @@
 #include <unistd.h>
 
 typedef struct {
-    const char *model, *worker, *host, *name;
+    const char *model, *host, *name, *lost;
+    mr_text_list workers;
     int64_t port, ready_fd, max_queue, max_connections, step_timeout_ms, drain_timeout_s;
+    int64_t worker_wait_ms, silence_ms, lost_wait_ms;
 } arguments;
 
 typedef struct {
@@ -43,8 +45,8 @@ static void on_signal(int number) {
 static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
     const mr_option options[] = {
         {"model", 'm', MR_OPT_TEXT, &a->model, 0, 0, "DIR", "model folder (required)"},
-        {"worker", 'w', MR_OPT_TEXT, &a->worker, 0, 0, "ADDR",
-         "the worker: host:port or unix:PATH (required)"},
+        {"worker", 'w', MR_OPT_LIST, &a->workers, 0, 0, "ADDR",
+         "a worker group: host:port or unix:PATH of its first stage; may be given several times"},
         {"host", 0, MR_OPT_TEXT, &a->host, 0, 0, "HOST", "address to listen on; 127.0.0.1"},
         {"port", 'p', MR_OPT_INT, &a->port, 0, 65535, "N", "port to listen on, 0 for any; 8080"},
         {"name", 0, MR_OPT_TEXT, &a->name, 0, 0, "NAME", "model name for clients; the folder's"},
@@ -54,6 +56,14 @@ static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
          "open client connections, then 503; 1024"},
         {"step-timeout-ms", 0, MR_OPT_INT, &a->step_timeout_ms, 100, 600000, "N",
          "a worker whose step makes no progress for so long is lost; 60000"},
+        {"silence-ms", 0, MR_OPT_INT, &a->silence_ms, 50, 600000, "N",
+         "a worker that answers no ping for so long is lost; 1000"},
+        {"worker-wait-ms", 0, MR_OPT_INT, &a->worker_wait_ms, 1, 600000, "N",
+         "how long requests wait while no worker is there, then 503; 5000"},
+        {"on-lost-partition", 0, MR_OPT_TEXT, &a->lost, 0, 0, "WHAT",
+         "fail, wait or degrade, where a request does not say; wait"},
+        {"lost-wait-ms", 0, MR_OPT_INT, &a->lost_wait_ms, 1, 600000, "N",
+         "how long a request waits for a lost partition, then 503; 2000"},
         {"drain-timeout", 0, MR_OPT_INT, &a->drain_timeout_s, 1, 3600, "S",
          "seconds for answers under way after SIGTERM; 30"},
         {"ready-fd", 0, MR_OPT_INT, &a->ready_fd, 0, 1 << 20, "FD",
@@ -68,9 +78,34 @@ static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
     int count;
     const mr_status status = mr_options_parse(&spec, argc, argv, positional, &count, err);
     if (status != MR_OK) return status;
-    if (!a->model || !a->worker)
+    if (a->workers.count > MR_MAX_GROUPS)
+        return mr_fail(err, MR_ERR_ARGUMENT, "%u workers; at most %d", a->workers.count,
+                       MR_MAX_GROUPS);
+    if (!a->model || a->workers.count == 0)
         return mr_fail(err, MR_ERR_ARGUMENT, "--model and --worker are needed; try --help");
     return MR_OK;
+}
+
+static mr_status parse_policy(mr_lost_policy *out, const char *name, mr_err *err) {
+    static const char *const names[] = {"fail", "wait", "degrade"};
+    *out = MR_LOST_DEFAULT;
+    for (int i = 0; name && i < 3; i++)
+        if (strcmp(name, names[i]) == 0) *out = (mr_lost_policy)(MR_LOST_FAIL + i);
+    if (!name || *out != MR_LOST_DEFAULT) return MR_OK;
+    return mr_fail(err, MR_ERR_ARGUMENT, "--on-lost-partition is fail, wait or degrade, not '%s'",
+                   name);
+}
+
+/* One group each, named worker0, worker1 and so on. */
+static void set_workers(const program *p, const arguments *a) {
+    mr_group_spec groups[MR_MAX_GROUPS];
+    char names[MR_MAX_GROUPS][16];
+    for (uint32_t i = 0; i < a->workers.count; i++) {
+        snprintf(names[i], sizeof(names[i]), "worker%u", i);
+        groups[i] = (mr_group_spec){
+            .name = names[i], .address = a->workers.items[i], .digest = p->manifest.digest};
+    }
+    mr_core_set_groups(p->core, groups, a->workers.count);
 }
 
 static mr_status open_program(program *p, const arguments *a, mr_err *err) {
@@ -78,14 +113,18 @@ static mr_status open_program(program *p, const arguments *a, mr_err *err) {
     if (status == MR_OK) status = mr_manifest_load(&p->manifest, p->model, NULL, NULL, err);
     if (status == MR_OK) status = mr_served_open(&p->served, p->model, a->name, err);
     if (status != MR_OK) return status;
-    const mr_core_options core = {.worker_address = a->worker,
-                                  .digest = p->manifest.digest,
-                                  .tokenizer = p->served->tokenizer,
-                                  .context_tokens = p->served->context_tokens,
-                                  .queue_max = (uint32_t)a->max_queue,
-                                  .step_timeout_ms = (uint32_t)a->step_timeout_ms};
-    status = mr_core_open(&p->core, &core, err);
+    mr_core_options core = {.digest = p->manifest.digest,
+                            .silence_timeout_ms = (uint32_t)a->silence_ms,
+                            .worker_wait_ms = (uint32_t)a->worker_wait_ms,
+                            .lost_wait_ms = (uint32_t)a->lost_wait_ms,
+                            .tokenizer = p->served->tokenizer,
+                            .context_tokens = p->served->context_tokens,
+                            .queue_max = (uint32_t)a->max_queue,
+                            .step_timeout_ms = (uint32_t)a->step_timeout_ms};
+    status = parse_policy(&core.lost, a->lost, err);
+    if (status == MR_OK) status = mr_core_open(&p->core, &core, err);
     if (status != MR_OK) return status;
+    set_workers(p, a);
     const mr_front_options front = {.served = p->served,
                                     .core = p->core,
                                     .http = {.host = a->host,
@@ -127,6 +166,9 @@ int main(int argc, char **argv) {
                    .max_queue = 256,
                    .max_connections = 1024,
                    .step_timeout_ms = 60000,
+                   .silence_ms = 1000,
+                   .worker_wait_ms = 5000,
+                   .lost_wait_ms = 2000,
                    .drain_timeout_s = 30};
     program p = {0};
     mr_err err = {{0}};

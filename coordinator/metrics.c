@@ -1,6 +1,6 @@
 /* metrics.c - see metrics.h. The three gauges that gateways look at, and the latencies, also appear
  * under the names vLLM uses, so that dashboards and autoscalers made for it work unchanged. */
-#include "coordinator/metrics.h"
+#include "coordinator/core.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -75,7 +75,7 @@ static void write_requests(mr_text *out, const mr_metrics *m) {
 }
 
 static void write_steps(mr_text *out, const mr_metrics *m) {
-    one(out, "memrack_worker_up", "gauge", "1 while the worker's session is open.", &m->worker_up);
+    one(out, "memrack_worker_up", "gauge", "Worker groups that are up.", &m->worker_up);
     one(out, "memrack_worker_reconnects_total", "counter", "Sessions opened after the first.",
         &m->reconnects);
     one(out, "memrack_steps_total", "counter", "Steps that were committed.", &m->steps);
@@ -120,18 +120,98 @@ static void write_load(mr_text *out, const mr_metrics *m) {
               &m->whole_request);
 }
 
-void mr_metrics_write(mr_text *out, const mr_metrics *m, const char *model) {
-    head(out, "memrack_info", "gauge", "Version and model.");
-    mr_text_add_string(out, "memrack_info{version=\"" MR_VERSION "\",model=\"");
-    for (const char *c = model; *c; c++) {
+/* A label's value with its quotes. */
+static void label(mr_text *out, const char *value) {
+    mr_text_add(out, "\"", 1);
+    for (const char *c = value; *c; c++) {
         if (*c == '\\' || *c == '"') mr_text_add(out, "\\", 1);
         if (*c == '\n')
             mr_text_add_string(out, "\\n");
         else
             mr_text_add(out, c, 1);
     }
-    mr_text_add_string(out, "\"} 1\n");
+    mr_text_add(out, "\"", 1);
+}
+
+static void write_cluster(mr_text *out, const mr_metrics *m) {
+    one(out, "memrack_steps_outstanding", "gauge", "Micro-batches in the hands of workers.",
+        &m->steps_out);
+    one(out, "memrack_step_retries_total", "counter",
+        "Steps that failed for want of rows and were run again, or whose requests gave up.",
+        &m->step_retries);
+    one(out, "memrack_failovers_total", "counter", "Requests whose group was lost under way.",
+        &m->failovers);
+    one(out, "memrack_forwarded_total", "counter", "Requests handed to another coordinator.",
+        &m->forwarded);
+    one(out, "memrack_degraded_steps_total", "counter", "Steps with rows counted as zero.",
+        &m->degraded_steps);
+    one(out, "memrack_degraded_requests_total", "counter", "Requests with such a step.",
+        &m->degraded_requests);
+    one(out, "memrack_cached_prompt_tokens_total", "counter",
+        "Prompt tokens found in the KV cache.", &m->cached_tokens);
+    one(out, "memrack_retrieval_hedges_total", "counter", "Retrievals sent to a second replica.",
+        &m->hedges);
+    one(out, "memrack_retrieval_resends_total", "counter", "Retrievals sent again on suspicion.",
+        &m->resends);
+    one(out, "memrack_row_cache_hits_total", "counter", "Rows found in workers' caches.",
+        &m->cache_hits);
+    one(out, "memrack_row_cache_misses_total", "counter", "Rows asked for.", &m->cache_misses);
+    head(out, "memrack_layer_wait_seconds_total", "counter",
+         "Time workers waited for memory shards, by memory layer.");
+    for (uint64_t i = 0; i < get(&m->layers) && i < MR_LAYER_SERIES; i++)
+        mr_text_format(out, "memrack_layer_wait_seconds_total{layer=\"%llu\"} %.9g\n",
+                       (unsigned long long)i, (double)get(&m->layer_wait_ns[i]) * 1e-9);
+}
+
+void mr_metrics_write(mr_text *out, const mr_metrics *m, const char *const *models,
+                      uint32_t model_count) {
+    head(out, "memrack_info", "gauge", "Version and models.");
+    for (uint32_t i = 0; i < model_count; i++) {
+        mr_text_add_string(out, "memrack_info{version=\"" MR_VERSION "\",model=");
+        label(out, models[i]);
+        mr_text_add_string(out, "} 1\n");
+    }
     write_requests(out, m);
     write_steps(out, m);
+    write_cluster(out, m);
     write_load(out, m);
+}
+
+static uint64_t figure_of(const mr_group_look *g, int which) {
+    const uint64_t figures[] = {g->state == MR_GROUP_UP,
+                                g->outstanding,
+                                g->waiting,
+                                g->running,
+                                g->queued_tokens,
+                                g->kv_blocks,
+                                g->kv_blocks_used,
+                                g->kv_blocks_idle,
+                                g->steps,
+                                g->step_failures,
+                                g->losses};
+    return figures[which];
+}
+
+void mr_group_metrics_write(mr_text *out, const mr_group_look *groups, uint32_t count) {
+    static const char *const series[][3] = {
+        {"memrack_group_up", "gauge", "1 while the group takes requests."},
+        {"memrack_group_steps_outstanding", "gauge", "Micro-batches in flight."},
+        {"memrack_group_waiting", "gauge", "Answers in line."},
+        {"memrack_group_running", "gauge", "Answers being written."},
+        {"memrack_group_queued_tokens", "gauge", "Tokens still to be computed."},
+        {"memrack_group_kv_blocks", "gauge", "KV blocks."},
+        {"memrack_group_kv_blocks_used", "gauge", "KV blocks in use."},
+        {"memrack_group_kv_blocks_idle", "gauge", "KV blocks kept for their prefixes."},
+        {"memrack_group_steps_total", "counter", "Steps that were committed."},
+        {"memrack_group_step_failures_total", "counter", "Steps that failed."},
+        {"memrack_group_losses_total", "counter", "Times the group was lost."},
+    };
+    for (int i = 0; i < (int)(sizeof(series) / sizeof(series[0])); i++) {
+        head(out, series[i][0], series[i][1], series[i][2]);
+        for (uint32_t g = 0; g < count; g++) {
+            mr_text_format(out, "%s{group=", series[i][0]);
+            label(out, groups[g].name);
+            mr_text_format(out, "} %llu\n", (unsigned long long)figure_of(&groups[g], i));
+        }
+    }
 }

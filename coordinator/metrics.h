@@ -60,7 +60,8 @@ static inline void mr_gauge(_Atomic uint64_t *gauge, uint64_t value) {
 }
 void mr_observe(mr_histogram *histogram, int64_t ns);
 
-/* Appends the whole page. model: for the info series; escaped here. */
-void mr_metrics_write(mr_text *out, const mr_metrics *metrics, const char *model);
+/* Appends the whole page but for the groups. models: for the info series; escaped here. */
+void mr_metrics_write(mr_text *out, const mr_metrics *metrics, const char *const *models,
+                      uint32_t model_count);
 
 #endif

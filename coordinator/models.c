@@ -16,13 +16,21 @@ struct mr_models {
 };
 
 mr_serving *mr_serving_new(const char *name, const char *version, const mr_digest *digest,
-                           mr_served *served, bool is_owned) {
+                           mr_served *served) {
     mr_serving *s = mr_alloc(sizeof(*s));
     s->name = mr_strdup(name);
     s->version = mr_strdup(version ? version : "");
     if (digest) s->digest = *digest;
+    s->served = s->owned = served;
+    s->references = 1;
+    return s;
+}
+
+mr_serving *mr_serving_borrow(const mr_served *served) {
+    mr_serving *s = mr_alloc(sizeof(*s));
+    s->name = mr_strdup(served->name);
+    s->version = mr_strdup("");
     s->served = served;
-    s->owns_served = is_owned;
     s->references = 1;
     return s;
 }
@@ -34,7 +42,7 @@ mr_serving *mr_serving_hold(mr_serving *serving) {
 
 void mr_serving_release(mr_serving *serving) {
     if (!serving || __atomic_sub_fetch(&serving->references, 1, __ATOMIC_ACQ_REL) > 0) return;
-    if (serving->owns_served) mr_served_close(serving->served);
+    mr_served_close(serving->owned);
     free(serving->name);
     free(serving->version);
     free(serving);

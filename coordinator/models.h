@@ -6,20 +6,23 @@
  * and is changed as a whole: a request sees the old table or the new one. Threads: any. */
 #ifndef MR_COORDINATOR_MODELS_H
 #define MR_COORDINATOR_MODELS_H
+#include "common/base/limits.h"
 #include "coordinator/served.h"
 
 struct mr_serving {
-    char *name;          /* what clients ask for */
-    char *version;       /* may be empty */
-    mr_digest digest;    /* zero: any */
-    mr_served *served;   /* never NULL */
-    bool owns_served;    /* closed with the serving */
-    unsigned references; /* atomic */
+    char *name;              /* what clients ask for */
+    char *version;           /* may be empty */
+    mr_digest digest;        /* zero: any */
+    const mr_served *served; /* never NULL */
+    mr_served *owned;        /* the same, or NULL: borrowed */
+    unsigned references;     /* atomic */
 };
 
-/* served: taken over where is_owned, else borrowed until the last holder is gone. */
+/* served is taken over; version and digest may be NULL. */
 mr_serving *mr_serving_new(const char *name, const char *version, const mr_digest *digest,
-                           mr_served *served, bool is_owned);
+                           mr_served *served);
+/* Of any digest, under its own name; served is borrowed until the last holder is gone. */
+mr_serving *mr_serving_borrow(const mr_served *served);
 mr_serving *mr_serving_hold(mr_serving *serving);
 void mr_serving_release(mr_serving *serving); /* NULL is fine */
 

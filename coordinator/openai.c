@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/random.h>
 
-enum { CONTAINERS_MAX = 65536 };
+enum { CONTAINERS_MAX = 65536, LOST_WAIT_MAX_MS = 600000 };
 
 /* --- errors ----------------------------------------------------------------------------------- */
 
@@ -93,6 +93,7 @@ static const field common_fields[] = {
     {"logprobs", HONOURED},
     {"ignore_eos", HONOURED},
     {"stop_token_ids", HONOURED},
+    {"memrack", HONOURED},
     {"user", IGNORED},
     {"frequency_penalty", ONLY_ZERO},
     {"presence_penalty", ONLY_ZERO},
@@ -337,18 +338,69 @@ static bool read_stop_ids(mr_api_call *call, const mr_served *served, const json
 
 /* --- the rest --------------------------------------------------------------------------------- */
 
-static bool read_model_name(const mr_served *served, const json_t *root, mr_api_error *error) {
+/* Puts the model's active version into the request, which keeps it. */
+static bool read_model(mr_api_call *call, mr_models *models, const json_t *root,
+                       mr_api_error *error) {
+    mr_serving *all[MR_MAX_MODELS];
     const json_t *model = json_object_get(root, "model");
-    if (!model || json_is_null(model)) return true; /* there is only one */
-    if (!json_is_string(model))
+    const char *name = json_string_value(model);
+    if (!json_is_object(root))
+        return openai_refuse(error, "", "the body must be a JSON object, not %s",
+                             mr_json_type_name(root));
+    if (model && !json_is_null(model) && !name)
         return openai_refuse(error, "model", "model must be a string, not %s",
                              mr_json_type_name(model));
-    if (strcmp(json_string_value(model), served->name) == 0) return true;
-    openai_refuse(error, "model", "the model '%.100s' does not exist; this server has '%.100s'",
-                  json_string_value(model), served->name);
+    call->request->model = mr_models_find(models, name);
+    if (call->request->model) return true;
+    const uint32_t count = mr_models_list(models, all);
+    const bool is_unsaid = !name && count > 0;
+    const char *only = count == 1 ? all[0]->name : NULL;
+    if (is_unsaid)
+        openai_refuse(error, "model", "model must name one of the %u models here", count);
+    else if (only)
+        openai_refuse(error, "model", "the model '%.100s' does not exist; this server has '%.100s'",
+                      name, only);
+    else
+        openai_refuse(error, "model", "the model '%.100s' does not exist; /v1/models lists %u",
+                      name ? name : "", count);
+    for (uint32_t i = 0; i < count; i++) mr_serving_release(all[i]);
+    if (is_unsaid) return false;
     error->http = 404;
     error->code = "model_not_found";
     return false;
+}
+
+/* memrack: {"on_lost_partition": "fail" | "wait" | "degrade", "wait_ms": N}. */
+static bool read_memrack(mr_api_call *call, const json_t *root, mr_api_error *error) {
+    static const char *const policies[] = {"", "fail", "wait", "degrade"};
+    mr_request *r = call->request;
+    json_t *own = json_object_get(root, "memrack"), *value;
+    const char *name;
+    int64_t wait_ms = -1;
+    if (!own || json_is_null(own)) return true;
+    if (!json_is_object(own))
+        return openai_refuse(error, "memrack", "memrack must be an object, not %s",
+                             mr_json_type_name(own));
+    json_object_foreach(own, name, value) {
+        if (strcmp(name, "on_lost_partition") == 0) {
+            for (int i = MR_LOST_FAIL; i <= MR_LOST_DEGRADE; i++)
+                if (json_is_string(value) && strcmp(json_string_value(value), policies[i]) == 0)
+                    r->lost = (mr_lost_policy)i;
+            if (r->lost == MR_LOST_DEFAULT)
+                return openai_refuse(error, "memrack.on_lost_partition",
+                                     "memrack.on_lost_partition must be \"fail\", \"wait\" or "
+                                     "\"degrade\"");
+        } else if (strcmp(name, "wait_ms") != 0)
+            return openai_refuse(error, "memrack",
+                                 "memrack has on_lost_partition and wait_ms, and nothing else");
+    }
+    if (!read_int(&wait_ms, own, "wait_ms", 0, LOST_WAIT_MAX_MS, error)) return false;
+    if (wait_ms >= 0 && r->lost == MR_LOST_FAIL)
+        return openai_refuse(error, "memrack.wait_ms",
+                             "memrack.wait_ms is set, but on_lost_partition is \"fail\"");
+    r->has_lost_wait = wait_ms >= 0;
+    r->lost_wait_ms = wait_ms >= 0 ? (uint32_t)wait_ms : 0;
+    return true;
 }
 
 static bool read_stream(mr_api_call *call, const json_t *root, mr_api_error *error) {
@@ -415,12 +467,11 @@ static bool check_size(const mr_api_call *call, const mr_served *served, mr_api_
     return true;
 }
 
-static bool read_all(mr_api_call *call, const mr_served *served, const json_t *root,
+static bool read_all(mr_api_call *call, mr_models *models, const json_t *root,
                      mr_api_error *error) {
-    if (!json_is_object(root))
-        return openai_refuse(error, "", "the body must be a JSON object, not %s",
-                             mr_json_type_name(root));
-    return read_model_name(served, root, error) && check_fields(call, root, error) &&
+    if (!read_model(call, models, root, error)) return false;
+    const mr_served *served = call->request->model->served;
+    return check_fields(call, root, error) && read_memrack(call, root, error) &&
            read_stream(call, root, error) && read_choices(call, root, error) &&
            read_length(call, served, root, error) && read_sampling(call, served, root, error) &&
            read_logprobs(call, root, error) && read_stop_strings(call, root, error) &&
@@ -454,23 +505,22 @@ static bool parse_body(json_t **out, const char *body, size_t bytes, mr_api_erro
            openai_refuse_as(error, "", &err);
 }
 
-bool mr_openai_parse(mr_api_call *out, const mr_served *served, bool is_chat, const char *body,
+bool mr_openai_parse(mr_api_call *out, mr_models *models, bool is_chat, const char *body,
                      size_t bytes, mr_api_error *error) {
     json_t *root;
     *out = (mr_api_call){.is_chat = is_chat, .request = mr_request_new()};
-    const bool good = parse_body(&root, body, bytes, error) && read_all(out, served, root, error);
+    const bool good = parse_body(&root, body, bytes, error) && read_all(out, models, root, error);
     json_decref(root);
     if (!good) mr_api_call_free(out);
     return good;
 }
 
-static bool read_logits(mr_api_call *call, const mr_served *served, const json_t *root,
+static bool read_logits(mr_api_call *call, mr_models *models, const json_t *root,
                         mr_api_error *error) {
     int64_t chunk = 0, single = 0;
     call->request->logits = true;
-    if (!json_is_object(root))
-        return openai_refuse(error, "", "the body must be a JSON object, not %s",
-                             mr_json_type_name(root));
+    if (!read_model(call, models, root, error)) return false;
+    const mr_served *served = call->request->model->served;
     if (!read_int(&chunk, root, "prefill_chunk", 0, MR_MAX_CONTEXT, error) ||
         !read_int(&single, root, "decode_from", 0, MR_MAX_CONTEXT, error))
         return false;
@@ -479,12 +529,12 @@ static bool read_logits(mr_api_call *call, const mr_served *served, const json_t
     return openai_read_rows(call, served, json_object_get(root, "input_ids"), error);
 }
 
-bool mr_logits_parse(mr_api_call *out, const mr_served *served, const char *body, size_t bytes,
+bool mr_logits_parse(mr_api_call *out, mr_models *models, const char *body, size_t bytes,
                      mr_api_error *error) {
     json_t *root;
     *out = (mr_api_call){.request = mr_request_new()};
     const bool good =
-        parse_body(&root, body, bytes, error) && read_logits(out, served, root, error);
+        parse_body(&root, body, bytes, error) && read_logits(out, models, root, error);
     json_decref(root);
     if (!good) mr_api_call_free(out);
     return good;

@@ -1,13 +1,13 @@
 /* openai.h - request bodies of the OpenAI-shaped endpoints: JSON text to mr_request, or one
  * sentence.
  *
- * A field of OpenAI's API (or of the common extensions top_k, min_p, ignore_eos, stop_token_ids) is
- * honoured, or refused by its name with 400 when its value would change the answer in a way we do
- * not implement; fields nobody documents are ignored and counted. Pure: no I/O, no threads; fuzzed
- * by tests/fuzz/fuzz_http_body.c. */
+ * A field of OpenAI's API (or of the common extensions top_k, min_p, ignore_eos, stop_token_ids, or
+ * our own, memrack) is honoured, or refused by its name with 400 when its value would change the
+ * answer in a way we do not implement; fields nobody documents are ignored and counted. Pure: no
+ * I/O, no threads; fuzzed by tests/fuzz/fuzz_http_body.c. */
 #ifndef MR_COORDINATOR_OPENAI_H
 #define MR_COORDINATOR_OPENAI_H
-#include "coordinator/served.h"
+#include "coordinator/models.h"
 
 #include "common/base/json.h"
 
@@ -25,7 +25,7 @@ typedef struct {
 typedef struct {
     bool is_chat, is_stream, include_usage, echo;
     bool logprobs;
-    mr_request *request;  /* without sink; owned until taken (set NULL then) */
+    mr_request *request;  /* without sink, with its model; owned until taken (set NULL then) */
     mr_text *prompt_text; /* [prompt_count] for echo, else NULL */
     uint32_t prompt_count;
     uint32_t unknown_fields;
@@ -34,11 +34,11 @@ typedef struct {
 
 /* body: of POST /v1/completions or, is_chat, /v1/chat/completions. false: *error is filled, and
  * *out holds nothing. */
-bool mr_openai_parse(mr_api_call *out, const mr_served *served, bool is_chat, const char *body,
+bool mr_openai_parse(mr_api_call *out, mr_models *models, bool is_chat, const char *body,
                      size_t bytes, mr_api_error *error);
-/* body: of POST /memrack/v1/logits: {"input_ids": [[..]..], "prefill_chunk": N, "decode_from": N}.
- */
-bool mr_logits_parse(mr_api_call *out, const mr_served *served, const char *body, size_t bytes,
+/* body: of POST /memrack/v1/logits: {"input_ids": [[..]..], "prefill_chunk": N, "decode_from": N,
+ * "model": NAME}. */
+bool mr_logits_parse(mr_api_call *out, mr_models *models, const char *body, size_t bytes,
                      mr_api_error *error);
 void mr_api_call_free(mr_api_call *call);
 

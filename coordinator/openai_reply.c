@@ -7,6 +7,8 @@
 #include <sys/random.h>
 #include <time.h>
 
+static const char degraded_mark[] = ",\"memrack\":{\"degraded\":true}";
+
 void mr_reply_string(mr_text *out, const char *text, size_t bytes) {
     size_t plain = 0;
     mr_text_add(out, "\"", 1);
@@ -30,11 +32,11 @@ static void add_name(mr_text *out, const char *text) {
     mr_reply_string(out, text, strlen(text));
 }
 
-void mr_reply_head_init(mr_reply_head *out, const mr_served *served, const mr_api_call *call) {
+void mr_reply_head_init(mr_reply_head *out, const mr_serving *model, const mr_api_call *call) {
     uint8_t random[12] = {0};
     const ssize_t got = getrandom(random, sizeof(random), GRND_NONBLOCK);
     (void)got;
-    *out = (mr_reply_head){.served = served,
+    *out = (mr_reply_head){.model = model,
                            .created = (int64_t)time(NULL),
                            .is_chat = call->is_chat,
                            .is_stream = call->is_stream,
@@ -51,14 +53,18 @@ static void begin(mr_text *out, const mr_reply_head *head) {
                                            : "chat.completion";
     mr_text_format(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", head->id,
                    object, (long long)head->created);
-    add_name(out, head->served->name);
+    add_name(out, head->model->name);
     mr_text_add_string(out, ",\"choices\":[");
 }
 
-static void add_usage(mr_text *out, uint64_t prompt_tokens, uint64_t generated_tokens) {
-    mr_text_format(out, "{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu}",
-                   (unsigned long long)prompt_tokens, (unsigned long long)generated_tokens,
-                   (unsigned long long)(prompt_tokens + generated_tokens));
+static void add_usage(mr_text *out, const mr_reply_figures *f) {
+    mr_text_format(out,
+                   "{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
+                   "\"prompt_tokens_details\":{\"cached_tokens\":%llu}}",
+                   (unsigned long long)f->prompt_tokens, (unsigned long long)f->generated_tokens,
+                   (unsigned long long)(f->prompt_tokens + f->generated_tokens),
+                   (unsigned long long)f->cached_tokens);
+    if (f->is_degraded) mr_text_add_string(out, degraded_mark);
 }
 
 static void add_finish(mr_text *out, mr_finish finish) {
@@ -161,16 +167,16 @@ static void add_logprobs(mr_text *out, const mr_reply_head *head, const mr_token
     if (!head->logprobs)
         mr_text_add_string(out, "null");
     else if (head->is_chat)
-        add_chat_logprobs(out, head->served, entries, count);
+        add_chat_logprobs(out, head->model->served, entries, count);
     else
-        add_completion_logprobs(out, head->served, entries, count);
+        add_completion_logprobs(out, head->model->served, entries, count);
     mr_text_add(out, ",", 1);
 }
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
 void mr_reply_whole(mr_text *out, const mr_reply_head *head, const mr_reply_answer *answers,
-                    uint32_t count, uint64_t prompt_tokens, uint64_t generated_tokens) {
+                    uint32_t count, const mr_reply_figures *figures) {
     begin(out, head);
     for (uint32_t i = 0; i < count; i++) {
         const mr_reply_answer *a = &answers[i];
@@ -184,7 +190,7 @@ void mr_reply_whole(mr_text *out, const mr_reply_head *head, const mr_reply_answ
         mr_text_add(out, "}", 1);
     }
     mr_text_add_string(out, "],\"usage\":");
-    add_usage(out, prompt_tokens, generated_tokens);
+    add_usage(out, figures);
     mr_text_add(out, "}", 1);
 }
 
@@ -193,8 +199,10 @@ static void begin_chunk(mr_text *out, const mr_reply_head *head) {
     begin(out, head);
 }
 
-static void end_chunk(mr_text *out, const mr_reply_head *head) {
-    mr_text_add_string(out, head->include_usage ? "],\"usage\":null}\n\n" : "]}\n\n");
+static void end_chunk(mr_text *out, const mr_reply_head *head, bool is_degraded) {
+    mr_text_add_string(out, head->include_usage ? "],\"usage\":null" : "]");
+    if (is_degraded) mr_text_add_string(out, degraded_mark);
+    mr_text_add_string(out, "}\n\n");
 }
 
 void mr_reply_role(mr_text *out, const mr_reply_head *head, uint32_t answer) {
@@ -203,12 +211,12 @@ void mr_reply_role(mr_text *out, const mr_reply_head *head, uint32_t answer) {
                    "{\"index\":%u,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
                    "\"logprobs\":null,\"finish_reason\":null}",
                    answer);
-    end_chunk(out, head);
+    end_chunk(out, head, false);
 }
 
 void mr_reply_part(mr_text *out, const mr_reply_head *head, uint32_t answer, const char *text,
                    size_t bytes, const mr_token_entry *entries, uint32_t entry_count,
-                   mr_finish finish) {
+                   mr_finish finish, bool is_degraded) {
     begin_chunk(out, head);
     mr_text_format(out, "{\"index\":%u,", answer);
     if (!head->is_chat) {
@@ -227,14 +235,13 @@ void mr_reply_part(mr_text *out, const mr_reply_head *head, uint32_t answer, con
         mr_text_add_string(out, "\"logprobs\":null,");
     add_finish(out, finish);
     mr_text_add(out, "}", 1);
-    end_chunk(out, head);
+    end_chunk(out, head, is_degraded && finish != MR_FINISH_NONE);
 }
 
-void mr_reply_usage(mr_text *out, const mr_reply_head *head, uint64_t prompt_tokens,
-                    uint64_t generated_tokens) {
+void mr_reply_usage(mr_text *out, const mr_reply_head *head, const mr_reply_figures *figures) {
     begin_chunk(out, head);
     mr_text_add_string(out, "],\"usage\":");
-    add_usage(out, prompt_tokens, generated_tokens);
+    add_usage(out, figures);
     mr_text_add_string(out, "}\n\n");
 }
 
@@ -260,13 +267,20 @@ void mr_reply_error(mr_text *out, const mr_api_error *error) {
     mr_text_free(&lossy);
 }
 
-void mr_reply_models(mr_text *out, const mr_served *served, bool only_one) {
-    if (!only_one) mr_text_add_string(out, "{\"object\":\"list\",\"data\":[");
+void mr_reply_model(mr_text *out, const mr_serving *model) {
     mr_text_add_string(out, "{\"id\":");
-    add_name(out, served->name);
+    add_name(out, model->name);
     mr_text_format(out,
                    ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"memrack\","
                    "\"max_model_len\":%u}",
-                   (long long)served->created, served->context_tokens);
-    if (!only_one) mr_text_add_string(out, "]}");
+                   (long long)model->served->created, model->served->context_tokens);
+}
+
+void mr_reply_models(mr_text *out, mr_serving *const *models, uint32_t count) {
+    mr_text_add_string(out, "{\"object\":\"list\",\"data\":[");
+    for (uint32_t i = 0; i < count; i++) {
+        if (i) mr_text_add(out, ",", 1);
+        mr_reply_model(out, models[i]);
+    }
+    mr_text_add_string(out, "]}");
 }

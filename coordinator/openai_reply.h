@@ -8,13 +8,19 @@
 
 /* What all chunks of one answer begin with. */
 typedef struct {
-    const mr_served *served;
-    char id[40]; /* "cmpl-..." or "chatcmpl-..." */
+    const mr_serving *model; /* borrowed */
+    char id[40];             /* "cmpl-..." or "chatcmpl-..." */
     int64_t created;
     bool is_chat, is_stream, include_usage, logprobs;
 } mr_reply_head;
 
-void mr_reply_head_init(mr_reply_head *out, const mr_served *served, const mr_api_call *call);
+void mr_reply_head_init(mr_reply_head *out, const mr_serving *model, const mr_api_call *call);
+
+/* What a request came to. A degraded one is marked "memrack": {"degraded": true}. */
+typedef struct {
+    uint64_t prompt_tokens, generated_tokens, cached_tokens;
+    bool is_degraded;
+} mr_reply_figures;
 
 /* One finished answer of a request that is not streamed. */
 typedef struct {
@@ -25,18 +31,18 @@ typedef struct {
 } mr_reply_answer;
 
 void mr_reply_whole(mr_text *out, const mr_reply_head *head, const mr_reply_answer *answers,
-                    uint32_t count, uint64_t prompt_tokens, uint64_t generated_tokens);
+                    uint32_t count, const mr_reply_figures *figures);
 
 /* Chunks of a stream, each one "data: {...}\n\n". */
 void mr_reply_role(mr_text *out, const mr_reply_head *head, uint32_t answer); /* chat's first */
 void mr_reply_part(mr_text *out, const mr_reply_head *head, uint32_t answer, const char *text,
                    size_t bytes, const mr_token_entry *entries, uint32_t entry_count,
-                   mr_finish finish);
-void mr_reply_usage(mr_text *out, const mr_reply_head *head, uint64_t prompt_tokens,
-                    uint64_t generated_tokens);
+                   mr_finish finish, bool is_degraded);
+void mr_reply_usage(mr_text *out, const mr_reply_head *head, const mr_reply_figures *figures);
 
 void mr_reply_error(mr_text *out, const mr_api_error *error); /* {"error": {...}} */
-void mr_reply_models(mr_text *out, const mr_served *served, bool only_one);
+void mr_reply_model(mr_text *out, const mr_serving *model);
+void mr_reply_models(mr_text *out, mr_serving *const *models, uint32_t count);
 
 /* A JSON string with its quotes. */
 void mr_reply_string(mr_text *out, const char *text, size_t bytes);

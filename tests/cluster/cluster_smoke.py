@@ -20,6 +20,7 @@ BUILD, MODEL = sys.argv[1], sys.argv[2]
 FOLDER = cluster.temporary_folder()
 NAME = os.path.basename(os.path.normpath(MODEL))
 STATE = {}
+AT_ONCE = {"memrack": {"on_lost_partition": "fail"}}  # the server's own way is to wait for two seconds
 
 
 def start_up(name, *options, wait=True):
@@ -44,7 +45,7 @@ def must_complete(**fields):
 
 def must_fail(seconds_max):
     """A 5xx whose sentence names the memshard."""
-    status, answer, seconds = complete()
+    status, answer, seconds = complete(**AT_ONCE)
     assert 500 <= status < 600, (status, answer)
     assert "memshard 1" in answer["error"]["message"], answer
     assert seconds < seconds_max, seconds
@@ -104,7 +105,7 @@ def stopped_shard():
     outcome = {}
 
     def ask_long():
-        outcome["long"] = complete(max_tokens=2000)
+        outcome["long"] = complete(max_tokens=2000, **AT_ONCE)
         outcome["end"] = time.monotonic()
 
     thread = threading.Thread(target=ask_long)  # a request that is under way when it happens

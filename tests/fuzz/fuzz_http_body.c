@@ -14,6 +14,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 static mr_served served;
+static mr_models *models;
 
 static void open_served(void) {
     static const char json[] =
@@ -30,6 +31,10 @@ static void open_served(void) {
     served.context_tokens = 64;
     served.vocab_size = 5;
     served.temperature = served.top_p = 1;
+    mr_serving *serving = mr_serving_borrow(&served);
+    models = mr_models_open();
+    mr_models_set(models, &serving, 1);
+    mr_serving_release(serving);
 }
 
 static void check_request(const mr_api_call *call) {
@@ -101,9 +106,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         parse_http(body, bytes - 1);
         return 0;
     }
-    const bool good =
-        data[0] == 'l' ? mr_logits_parse(&call, &served, body, bytes - 1, &error)
-                       : mr_openai_parse(&call, &served, data[0] == 't', body, bytes - 1, &error);
+    const bool good = data[0] == 'l'
+                          ? mr_logits_parse(&call, models, body, bytes - 1, &error)
+                          : mr_openai_parse(&call, models, data[0] == 't', body, bytes - 1, &error);
     if (!good) {
         check_error(&error);
         return 0;

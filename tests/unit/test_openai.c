@@ -13,15 +13,22 @@
 #include <cmocka.h>
 
 static mr_served *served;
+static mr_serving *serving;
+static mr_models *models;
 
 static int setup(void **state) {
     (void)state;
     served = served_for_test(512);
+    serving = mr_serving_borrow(served);
+    models = mr_models_open();
+    mr_models_set(models, &serving, 1);
     return 0;
 }
 
 static int teardown(void **state) {
     (void)state;
+    mr_models_close(models);
+    mr_serving_release(serving);
     mr_served_close(served);
     return 0;
 }
@@ -33,7 +40,7 @@ typedef struct {
 static void check_row(bool is_chat, const char *body, size_t bytes, const char *sentence) {
     mr_api_call call;
     mr_api_error error = {0};
-    const bool good = mr_openai_parse(&call, served, is_chat, body, bytes, &error);
+    const bool good = mr_openai_parse(&call, models, is_chat, body, bytes, &error);
     if (good != (sentence == NULL))
         fail_msg("%.200s: %s", body, good ? "was taken" : error.message.text);
     if (good)
@@ -116,7 +123,7 @@ static void test_numbers(void **state) {
             mr_api_call call;
             mr_api_error error;
             char *body = mr_format("{\"prompt\":\"x\",\"%s\":%s}", fields[f], values[v]);
-            const bool good = mr_openai_parse(&call, served, false, body, strlen(body), &error);
+            const bool good = mr_openai_parse(&call, models, false, body, strlen(body), &error);
             if (good != (verdicts[f][v] == '+')) fail_msg("%s: %d", body, good);
             if (good)
                 mr_api_call_free(&call);
@@ -251,7 +258,7 @@ static void test_what_a_request_becomes(void **state) {
         "\"new_thing\":1,\"other\\u00e9\":2}";
     mr_api_call call;
     mr_api_error error;
-    assert_true(mr_openai_parse(&call, served, false, body, sizeof(body) - 1, &error));
+    assert_true(mr_openai_parse(&call, models, false, body, sizeof(body) - 1, &error));
     const mr_request *r = call.request;
     assert_int_equal(r->prompt_count, 2);
     assert_int_equal(r->prompt_tokens[1], 2);
@@ -267,7 +274,7 @@ static void test_what_a_request_becomes(void **state) {
     mr_api_call_free(&call);
     static const char chat[] = "{\"messages\":[{\"role\":\"user\",\"content\":\"a<|end|>\"}],"
                                "\"ignore_eos\":true}";
-    assert_true(mr_openai_parse(&call, served, true, chat, sizeof(chat) - 1, &error));
+    assert_true(mr_openai_parse(&call, models, true, chat, sizeof(chat) - 1, &error));
     int ends = 0;
     for (size_t i = 0; i < call.request->tokens.count; i++)
         ends += call.request->tokens.items[i] == 2;
@@ -293,7 +300,7 @@ static void test_logits_bodies(void **state) {
         mr_api_call call;
         mr_api_error error;
         const bool good =
-            mr_logits_parse(&call, served, rows[i].body, strlen(rows[i].body), &error);
+            mr_logits_parse(&call, models, rows[i].body, strlen(rows[i].body), &error);
         assert_int_equal(good, rows[i].sentence == NULL);
         if (good)
             mr_api_call_free(&call);
@@ -311,6 +318,61 @@ static json_t *parsed(mr_text *text, size_t skip) {
     return root;
 }
 
+static void check_degraded(json_t *root) {
+    assert_true(json_is_true(json_object_get(json_object_get(root, "memrack"), "degraded")));
+    json_decref(root);
+}
+
+static void test_lost_partitions(void **state) {
+    (void)state;
+    static const row rows[] = {
+        {"{\"prompt\":\"x\",\"memrack\":7}", "memrack must be an object, not"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"on_lost_partition\":\"hope\"}}", "must be \"fail\""},
+        {"{\"prompt\":\"x\",\"memrack\":{\"on_lost_partition\":null}}", "must be \"fail\""},
+        {"{\"prompt\":\"x\",\"memrack\":{\"wait\":5}}", "and nothing else"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"wait_ms\":-1}}", "wait_ms"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"wait_ms\":1.5}}", "wait_ms"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"on_lost_partition\":\"fail\",\"wait_ms\":5}}",
+         "is \"fail\""},
+        {"{\"prompt\":\"x\",\"memrack\":{}}", NULL},
+        {"{\"prompt\":\"x\",\"memrack\":null}", NULL},
+    };
+    static const char body[] =
+        "{\"prompt\":\"x\",\"memrack\":{\"wait_ms\":0,\"on_lost_partition\":\"degrade\"}}";
+    mr_api_call call;
+    mr_api_error error;
+    check_rows(false, rows, sizeof(rows) / sizeof(rows[0]));
+    assert_true(mr_openai_parse(&call, models, false, body, sizeof(body) - 1, &error));
+    assert_int_equal(call.request->lost, MR_LOST_DEGRADE);
+    assert_true(call.request->has_lost_wait);
+    assert_int_equal(call.request->lost_wait_ms, 0);
+    mr_api_call_free(&call);
+}
+
+static void test_several_models(void **state) {
+    (void)state;
+    static const char named[] = "{\"prompt\":\"x\",\"model\":\"second\"}",
+                      none[] = "{\"prompt\":\"x\"}";
+    const mr_digest digest = {{7}};
+    mr_serving *two[] = {serving, mr_serving_new("second", "v2", &digest, served_for_test(64))};
+    mr_api_call call;
+    mr_api_error error;
+    mr_models_set(models, two, 2);
+    assert_true(mr_openai_parse(&call, models, false, named, sizeof(named) - 1, &error));
+    assert_ptr_equal(call.request->model, two[1]);
+    mr_models_set(models, &serving, 1); /* replaced while a request of it is under way */
+    mr_serving_release(two[1]);
+    assert_int_equal(call.request->model->served->context_tokens, 64);
+    mr_api_call_free(&call);
+    assert_false(mr_openai_parse(&call, models, false, named, sizeof(named) - 1, &error));
+    assert_int_equal(error.http, 404);
+    assert_string_equal(error.code, "model_not_found");
+    mr_models_set(models, (mr_serving *[]){serving, serving}, 2);
+    assert_false(mr_openai_parse(&call, models, false, none, sizeof(none) - 1, &error));
+    assert_int_equal(error.http, 400);
+    mr_models_set(models, &serving, 1);
+}
+
 static void test_replies_are_valid_json(void **state) {
     (void)state;
     mr_token_entry entries[2] = {{.token = 5, .logprob = -0.25f, .top_count = 2},
@@ -323,10 +385,11 @@ static void test_replies_are_valid_json(void **state) {
         const mr_api_call call = {.is_chat = chat, .logprobs = true, .include_usage = true};
         mr_reply_head head;
         mr_text out = {0};
-        mr_reply_head_init(&head, served, &call);
+        mr_reply_head_init(&head, serving, &call);
+        const mr_reply_figures figures = {3, 2, 1, true};
         mr_reply_answer answer = {.entries = entries, .entry_count = 2, .finish = MR_FINISH_STOP};
         mr_text_add_string(&answer.text, odd);
-        mr_reply_whole(&out, &head, &answer, 1, 3, 2);
+        mr_reply_whole(&out, &head, &answer, 1, &figures);
         json_t *root = parsed(&out, 0);
         const json_t *choice = json_array_get(json_object_get(root, "choices"), 0);
         const json_t *text = chat ? json_object_get(json_object_get(choice, "message"), "content")
@@ -334,14 +397,17 @@ static void test_replies_are_valid_json(void **state) {
         assert_string_equal(json_string_value(text), odd);
         assert_int_equal(
             json_integer_value(json_object_get(json_object_get(root, "usage"), "total_tokens")), 5);
-        json_decref(root);
+        const json_t *details =
+            json_object_get(json_object_get(root, "usage"), "prompt_tokens_details");
+        assert_int_equal(json_integer_value(json_object_get(details, "cached_tokens")), 1);
+        check_degraded(root);
         head.is_stream = true;
-        mr_reply_part(&out, &head, 0, odd, strlen(odd), entries, 2, MR_FINISH_LENGTH);
-        json_decref(parsed(&out, 6));
+        mr_reply_part(&out, &head, 0, odd, strlen(odd), entries, 2, MR_FINISH_LENGTH, true);
+        check_degraded(parsed(&out, 6));
         mr_reply_role(&out, &head, 1);
         json_decref(parsed(&out, 6));
-        mr_reply_usage(&out, &head, 1, 2);
-        json_decref(parsed(&out, 6));
+        mr_reply_usage(&out, &head, &figures);
+        check_degraded(parsed(&out, 6));
         mr_text_free(&answer.text);
     }
     mr_api_error error;
@@ -349,13 +415,15 @@ static void test_replies_are_valid_json(void **state) {
     assert_int_equal(mr_api_error_of(&error, MR_ERR_LIMIT, "cut \xe2\x82"), 429);
     mr_reply_error(&out, &error);
     json_decref(parsed(&out, 0));
-    mr_reply_models(&out, served, false);
+    mr_reply_models(&out, (mr_serving *[]){serving, serving}, 2);
     json_decref(parsed(&out, 0));
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bodies_that_are_no_request),
+        cmocka_unit_test(test_lost_partitions),
+        cmocka_unit_test(test_several_models),
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_known_fields_are_honoured_or_refused_by_name),
