@@ -90,7 +90,8 @@ mr_step mr_answer_make_step(const mr_answer_task *task) {
                      .blocks = view->blocks,
                      .hidden = task->hidden,
                      .pending = task->pending,
-                     .flags = view->flags};
+                     .flags = view->flags,
+                     .deadline_ns = task->deadline_ns};
 }
 
 void mr_answer_step(mr_engine *engine, const mr_answer_task *task, const mr_answer_sink *sink) {

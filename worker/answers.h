@@ -20,6 +20,7 @@ typedef struct {
     uint16_t version; /* of the asker's session: bounds what an answer may say */
     const mr_step_view *view;
     const float *hidden, *pending; /* as in mr_step */
+    int64_t deadline_ns;           /* as in mr_step */
 } mr_answer_task;
 
 mr_step mr_answer_make_step(const mr_answer_task *task);

@@ -183,6 +183,7 @@ static void forget_client(void *context, mr_link *link) {
 
 static void free_model(mr_served_model *m) {
     mr_next_close(m->next);
+    mr_route_free(&m->route);
     free(m);
 }
 
@@ -193,6 +194,7 @@ mr_status mr_worker_add(mr_worker *w, mr_engine *engine, mr_digest digest, mr_er
     m->worker = w;
     m->engine = engine;
     m->digest = digest;
+    m->map_epoch = mr_engine_route_epoch(engine);
     mr_engine_info(engine, &m->info);
     if (part->stage + 1 < part->stages) status = mr_next_open(&m->next, m, err);
     pthread_mutex_lock(&w->lock);
@@ -206,12 +208,16 @@ mr_status mr_worker_add(mr_worker *w, mr_engine *engine, mr_digest digest, mr_er
     return status;
 }
 
+static mr_status fail_no_model(mr_err *err) {
+    return mr_fail(err, MR_ERR_ARGUMENT, "no such model is loaded in this worker");
+}
+
 mr_status mr_worker_remove(mr_worker *w, mr_digest digest, int64_t deadline_ns, mr_err *err) {
     pthread_mutex_lock(&w->lock);
     mr_served_model *m = mr_worker_model(w, &digest);
     if (!m || m->is_leaving) {
         pthread_mutex_unlock(&w->lock);
-        return mr_fail(err, MR_ERR_ARGUMENT, "no such model is loaded in this worker");
+        return fail_no_model(err);
     }
     m->is_leaving = true;
     while ((m->steps > 0 || m->users > 0) && mr_now_ns() < deadline_ns) mr_worker_wait(w);
@@ -260,6 +266,43 @@ mr_status mr_worker_wait_next(mr_worker *w, mr_digest digest, int64_t deadline_n
         m->users--;
         pthread_cond_broadcast(&w->changed);
         if (status != MR_OK) status = MR_ERR_TIMEOUT;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+mr_status mr_worker_set_route(mr_worker *w, mr_digest digest, mr_route *route, mr_err *err) {
+    mr_status status = MR_OK;
+    pthread_mutex_lock(&w->lock);
+    mr_served_model *m = mr_worker_model(w, &digest);
+    if (!m) {
+        status = fail_no_model(err);
+    } else {
+        mr_route_free(&m->route);
+        m->route = *route;
+        m->has_route = true;
+        *route = (mr_route){0};
+        pthread_cond_broadcast(&w->changed);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+mr_status mr_worker_look(mr_worker *w, mr_digest digest, mr_worker_state *out, mr_err *err) {
+    mr_err why = {{0}};
+    mr_status status = MR_OK;
+    *out = (mr_worker_state){0};
+    pthread_mutex_lock(&w->lock);
+    const mr_served_model *m = mr_worker_model(w, &digest);
+    if (m) {
+        out->owner_epoch = m->epoch;
+        out->map_epoch = m->map_epoch;
+        out->steps = m->steps;
+        out->has_next = m->next != NULL;
+        out->is_next_up = m->next && mr_next_is_up(m->next, &why) == MR_OK;
+        memcpy(out->next_why, why.text, sizeof(out->next_why));
+    } else {
+        status = fail_no_model(err);
     }
     pthread_mutex_unlock(&w->lock);
     return status;
@@ -331,7 +374,10 @@ void mr_worker_close(mr_worker *w) {
     for (uint32_t i = 0; i < w->model_count; i++) mr_next_close(w->models[i]->next);
     mr_server_close(w->server); /* drops every link, and with it its jobs and outbox */
     for (uint32_t i = 0; i < w->client_count; i++) free(w->clients[i].out.bytes);
-    for (uint32_t i = 0; i < w->model_count; i++) free(w->models[i]);
+    for (uint32_t i = 0; i < w->model_count; i++) {
+        w->models[i]->next = NULL;
+        free_model(w->models[i]);
+    }
     mr_jobs_free(w);
     pthread_cond_destroy(&w->changed);
     pthread_mutex_destroy(&w->lock);

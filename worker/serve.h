@@ -57,6 +57,20 @@ mr_status mr_worker_remove(mr_worker *worker, mr_digest digest, int64_t deadline
 /* Where the next stage of a model's pipeline listens; NULL: nowhere for now. Copied; connects in
  * the background. MR_ERR_ARGUMENT: no such model, or its last stage is here. */
 mr_status mr_worker_set_next(mr_worker *worker, mr_digest digest, const char *address, mr_err *err);
+/* A newer route to the memshards for the steps that follow; its contents are taken over, *route is
+ * left empty. Steps under way end on the route they began with. */
+mr_status mr_worker_set_route(mr_worker *worker, mr_digest digest, mr_route *route, mr_err *err);
+
+typedef struct {
+    uint64_t owner_epoch; /* the highest seen; 0: none but static ones */
+    uint64_t map_epoch; /* of the oldest route that a step under way uses, or the next one would */
+    uint32_t steps;     /* that wait or are under way, here or behind */
+    bool has_next, is_next_up;
+    char next_why[MR_ERR_TEXT_BYTES]; /* why the next stage is not up */
+} mr_worker_state;
+/* MR_ERR_ARGUMENT: no such model. For the member record, readiness and metrics. */
+mr_status mr_worker_look(mr_worker *worker, mr_digest digest, mr_worker_state *out, mr_err *err);
+
 /* Waits until the next stage is connected. MR_ERR_TIMEOUT with the reason why it is not. */
 mr_status mr_worker_wait_next(mr_worker *worker, mr_digest digest, int64_t deadline_ns,
                               mr_err *err);

@@ -62,6 +62,9 @@ typedef struct {
     mr_engine *engine;
     mr_digest digest;
     mr_wire_worker_info info;
+    uint64_t map_epoch; /* of the engine's route */
+    mr_route route;     /* to be taken by the step thread, if has_route */
+    bool has_route;
     uint64_t epoch;  /* the highest owner's seen */
     uint32_t steps;  /* that wait or are under way, here or behind */
     uint32_t users;  /* threads inside mr_worker_wait_next and the like */

@@ -51,6 +51,7 @@ static mr_status take(mr_engine *engine, const mr_session_offer *offer, door *d,
                       const mr_frame *frame, mr_err *err) {
     const mr_answer_sink sink = {begin, end, d};
     mr_step_view view;
+    int64_t deadline;
     mr_status status = mr_frame_check(frame, err);
     if (status != MR_OK) return status;
     switch (frame->header->type) {
@@ -66,9 +67,11 @@ static mr_status take(mr_engine *engine, const mr_session_offer *offer, door *d,
     case MR_FRAME_STEP:
         status = mr_step_check(&view, frame, err);
         if (status != MR_OK) return status;
+        deadline = frame->header->budget_us ? mr_now_ns() + frame->header->budget_us * 1000ll : 0;
         mr_answer_step(engine,
                        &(mr_answer_task){.request = frame->header->request,
                                          .version = frame->header->version,
+                                         .deadline_ns = deadline,
                                          .view = &view},
                        &sink);
         break;

@@ -65,6 +65,7 @@ static mr_status run_job(mr_worker *w, const mr_job *job, const mr_answer_sink *
     const mr_engine_part *part = mr_engine_get_part(job->model->engine);
     const mr_answer_task task = {.request = job->request,
                                  .version = job->version,
+                                 .deadline_ns = job->expires_ns == INT64_MAX ? 0 : job->expires_ns,
                                  .view = &view,
                                  .hidden = job->is_stage ? job->hidden[MR_HIDDEN_STREAM] : NULL,
                                  .pending =
@@ -74,12 +75,35 @@ static mr_status run_job(mr_worker *w, const mr_job *job, const mr_answer_sink *
     return MR_OK;
 }
 
+/* Lock held, given up meanwhile. A model is not removed while it has users. */
+static void take_routes(mr_worker *w) {
+    for (uint32_t i = 0; i < w->model_count; i++) {
+        mr_served_model *m = w->models[i];
+        if (!m->has_route) continue;
+        mr_route route = m->route;
+        mr_err err;
+        m->has_route = false;
+        m->route = (mr_route){0};
+        m->users++;
+        pthread_mutex_unlock(&w->lock);
+        if (mr_engine_set_route(m->engine, &route, &err) != MR_OK)
+            mr_log_warn("the new route to the memshards is not taken: %s", err.text);
+        mr_route_free(&route);
+        pthread_mutex_lock(&w->lock);
+        m->map_epoch = mr_engine_route_epoch(m->engine);
+        m->users--;
+        pthread_cond_broadcast(&w->changed);
+        i = UINT32_MAX; /* the list may have changed: from the start */
+    }
+}
+
 void *mr_worker_run_steps(void *argument) {
     mr_worker *w = argument;
     const mr_answer_sink sink = {begin_answer, end_answer, w};
     mr_float_environment();
     pthread_mutex_lock(&w->lock);
     while (!atomic_load(&w->stop)) {
+        take_routes(w);
         mr_job *job = mr_jobs_next(w);
         if (!job && mr_jobs_wait_for_hidden(w)) {
             mr_worker_wait(w);
@@ -95,6 +119,7 @@ void *mr_worker_run_steps(void *argument) {
         const mr_status status = run_job(w, job, &sink, &err);
         if (status != MR_OK) mr_answer_error(job->request, status, err.text, &sink);
         pthread_mutex_lock(&w->lock);
+        job->model->map_epoch = mr_engine_route_epoch(job->model->engine);
         mr_jobs_release(w, job);
     }
     pthread_mutex_unlock(&w->lock);

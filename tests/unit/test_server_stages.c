@@ -11,6 +11,7 @@
 #include "common/base/mem.h"
 #include "common/net/address.h"
 #include "common/net/frames.h"
+#include "common/net/server.h"
 #include "common/net/session.h"
 #include "memshard/serve.h"
 #include "tests/unit/net_test.h"
@@ -541,6 +542,101 @@ static void test_hostile_frames(void **state) {
     mr_link_close(first);
 }
 
+/* --- partitions without a shard --------------------------------------------------------------- */
+
+static void open_server(mr_server **out) {
+    static const mr_wire_cell cell = {0};
+    mr_err err = {{0}};
+    const mr_server_options options = {.address = "127.0.0.1:0",
+                                       .role = MR_ROLE_MEMSHARD,
+                                       .digest = w.manifest.digest,
+                                       .welcome_tail = &cell,
+                                       .welcome_tail_bytes = sizeof(cell),
+                                       .cell_count = 1,
+                                       .grid_rows = 1,
+                                       .grid_columns = 1,
+                                       .handler = mr_memshard_handle,
+                                       .context = w.shard};
+    if (mr_server_open(out, &options, &err) != MR_OK) fail_msg("%s", err.text);
+}
+
+/* Sends one step with flags; counts SAMPLED frames that say they are degraded. */
+static mr_status run_flagged(mr_link *link, uint32_t flags, uint32_t *degraded, mr_err *err) {
+    uint8_t payload[sizeof(step_payload) + 8];
+    const uint32_t bytes = make_step(payload, 0, 0, LENGTH);
+    mr_frame frame;
+    memcpy(payload + offsetof(mr_wire_step, flags), &flags, sizeof(flags));
+    send_frame(link, MR_FRAME_STEP, 1, 0, payload, bytes);
+    *degraded = 0;
+    for (;;) {
+        mr_sampled_view sampled;
+        mr_done_view done;
+        receive(link, &frame);
+        if (frame.header->type == MR_FRAME_ERROR) return mr_frame_error(&frame, err);
+        if (frame.header->type == MR_FRAME_SAMPLED &&
+            mr_sampled_check(&sampled, &frame, err) == MR_OK)
+            *degraded += sampled.fixed->flags & MR_SAMPLED_DEGRADED;
+        if (frame.header->type != MR_FRAME_DONE) continue;
+        assert_int_equal(mr_done_check(&done, &frame, err), MR_OK);
+        assert_int_equal(done.more->degraded > 0, *degraded > 0);
+        return MR_OK;
+    }
+}
+
+/* Stage 0 has no memshard: what it leaves out shows in what the last stage samples. Then a newer
+ * route comes, and the answers are the whole ones again. */
+static void test_degraded_steps(void **state) {
+    (void)state;
+    mr_err err = {{0}};
+    mr_route route;
+    mr_server *server;
+    mr_engine *engine, *kept = w.engines[0];
+    mr_worker_state look;
+    uint32_t degraded;
+    const char *nobody = "unix:/tmp/mr-stage-nobody";
+    mr_route_of_addresses(&route, &nobody, 1, (mr_grid){1, 1}, &w.manifest.digest);
+    const mr_engine_options o = {.model = w.model,
+                                 .manifest = &w.manifest,
+                                 .threads = 1,
+                                 .kv_blocks = BLOCKS,
+                                 .step_tokens_max = 64,
+                                 .step_sequences_max = 8,
+                                 .route = &route,
+                                 .stages = STAGES,
+                                 .block_count = first_block[1]};
+    if (mr_engine_open(&engine, &o, &err) != MR_OK) fail_msg("%s", err.text);
+    mr_route_free(&route);
+    mr_worker_close(w.workers[0]);
+    w.engines[0] = engine;
+    open_worker(0);
+    connect_stage(0, w.address[1]);
+    mr_link *link = open_first();
+    assert_int_equal(run_flagged(link, 0, &degraded, &err), MR_ERR_UNAVAILABLE);
+    if (run_flagged(link, MR_STEP_MAY_DEGRADE, &degraded, &err) != MR_OK) fail_msg("%s", err.text);
+    assert_int_equal(degraded, 1);
+    open_server(&server);
+    const char *address = mr_server_address(server);
+    mr_route_of_addresses(&route, &address, 1, (mr_grid){1, 1}, &w.manifest.digest);
+    route.epoch = 4;
+    assert_int_equal(mr_worker_set_route(w.workers[0], w.manifest.digest, &route, &err), MR_OK);
+    assert_int_equal(route.peer_count, 0);
+    do assert_int_equal(mr_worker_look(w.workers[0], w.manifest.digest, &look, &err), MR_OK);
+    while (look.map_epoch != 4);
+    assert_true(look.has_next && look.is_next_up);
+    const int64_t until = after_ms(5000); /* it is connected in the background */
+    while (run_flagged(link, 0, &degraded, &err) != MR_OK)
+        if (mr_now_ns() > until) fail_msg("%s", err.text);
+    assert_int_equal(degraded, 0);
+    send_step(link, 2, 0, 0, 0, LENGTH);
+    check_step(link, 2, LENGTH);
+    mr_link_close(link);
+    mr_worker_close(w.workers[0]);
+    w.workers[0] = NULL;
+    mr_engine_close(engine);
+    mr_server_close(server);
+    w.engines[0] = kept;
+}
+
 /* --- models ----------------------------------------------------------------------------------- */
 
 static void test_models_come_and_go(void **state) {
@@ -601,6 +697,7 @@ int main(void) {
         PIPELINE(test_next_stage_closes_and_returns),
         PIPELINE(test_silent_next_stage),
         PIPELINE(test_hostile_frames),
+        PIPELINE(test_degraded_steps),
         cmocka_unit_test(test_models_come_and_go),
     };
     mr_log_setup("test", MR_LOG_ERROR, 1);
