@@ -189,6 +189,9 @@ mr_status mr_label_check(const char *label, const char *what, mr_err *err); /* m
 /* An address others connect to: mr_address_check, and no port 0, no "any" host, no multicast, no
  * link-local one (169.254.169.254 answers secrets to whoever asks). Unix sockets where allowed. */
 mr_status mr_peer_address_check(const char *address, bool may_be_unix, mr_err *err);
+/* Where a model comes from: a directory, "peer", or a URL of http, https or s3 whose host is as
+ * above. Which of them can be read is for its reader to say. */
+mr_status mr_source_check(const char *source, mr_err *err);
 const char *mr_member_state_name(mr_member_state state); /* "ready" */
 
 /* --- building ---------------------------------------------------------------------------------

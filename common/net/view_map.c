@@ -240,9 +240,8 @@ const mr_model_record *mr_model_record_retain(const mr_model_record *record) {
     return record;
 }
 
-/* A directory, a URL or "peer": which of them can be read is for its reader to say. A URL's host is
- * checked here already, so that no record points a shard to a metadata service. */
-static mr_status check_source(const char *source, mr_err *err) {
+/* A URL's host is checked here already, so that no record points a shard to a metadata service. */
+mr_status mr_source_check(const char *source, mr_err *err) {
     const size_t bytes = strnlen(source, MR_SOURCE_BYTES_MAX + 1);
     if (bytes < 1 || bytes > MR_SOURCE_BYTES_MAX)
         return mr_fail(err, MR_ERR_FORMAT, "'source' must have 1 to %d bytes", MR_SOURCE_BYTES_MAX);
@@ -279,7 +278,7 @@ static mr_status take_version(mr_model_record *m, const mr_record_text *t, const
     if (status == MR_OK) status = mr_need_id(&v->version, item, "version", err);
     if (status == MR_OK) status = mr_need_digest(&v->digest, item, "digest", err);
     if (status == MR_OK) status = mr_json_string(&source, item, "source", err);
-    if (status == MR_OK) status = check_source(source, err);
+    if (status == MR_OK) status = mr_source_check(source, err);
     if (status == MR_OK) status = mr_need_grid(&v->grid_rows, &v->grid_columns, item, err);
     if (status == MR_OK)
         status = mr_need_u32(&v->replicas, item, "replicas", 1, MR_MAX_REPLICAS, err);
