@@ -68,7 +68,10 @@ static mr_status parse(place *out, const char *text, mr_err *err) {
 
 mr_status mr_address_check(const char *address, mr_err *err) {
     place p;
-    return parse(&p, address, err);
+    if (strncmp(address, "ucx:", 4) != 0) return parse(&p, address, err);
+    const mr_status status = parse(&p, address + 4, err);
+    if (status != MR_OK || !p.path) return status;
+    return mr_fail(err, MR_ERR_ARGUMENT, "address '%.300s': UCX needs host:port", address);
 }
 
 /* The request outlives this call when the look-up cannot be cancelled: it is then left to the
@@ -172,6 +175,26 @@ static struct sockaddr_un unix_name(const char *path) {
     struct sockaddr_un name = {.sun_family = AF_UNIX};
     memcpy(name.sun_path, path, strlen(path) + 1); /* parse() checked the length */
     return name;
+}
+
+mr_status mr_address_resolve(struct sockaddr_storage *out, socklen_t *bytes, const char *address,
+                             int64_t deadline_ns, mr_err *err) {
+    place p;
+    struct addrinfo *found = NULL;
+    *out = (struct sockaddr_storage){0};
+    *bytes = 0;
+    const mr_status status = parse(&p, address, err);
+    if (status != MR_OK) return status;
+    if (p.path) return mr_fail(err, MR_ERR_ARGUMENT, "address '%.300s' is no host:port", address);
+    const int looked = look_up(&found, &p, 0, deadline_ns);
+    if (looked == EAI_INPROGRESS)
+        return mr_fail(err, MR_ERR_TIMEOUT, "look up %s: no answer in time", address);
+    if (looked != 0)
+        return mr_fail(err, MR_ERR_UNAVAILABLE, "look up %s: %s", address, gai_strerror(looked));
+    memcpy(out, found->ai_addr, found->ai_addrlen);
+    *bytes = found->ai_addrlen;
+    freeaddrinfo(found);
+    return MR_OK;
 }
 
 mr_status mr_address_connect(int *out_fd, const char *address, int64_t deadline_ns, mr_err *err) {

@@ -1,4 +1,4 @@
-/* fabric.c - what both homes of a link share: the byte queues, framing, waiting, short answers.
+/* fabric.c - what all homes of a link share: the byte queues, framing, waiting, short answers.
  *
  * Frames lie in the queues as they travel: header, payload, the next header, with no padding. A
  * payload is promised 8-byte aligned, so a frame that follows one of odd length is moved down by up
@@ -9,6 +9,8 @@
 #include "common/base/clock.h"
 #include "common/base/limits.h"
 #include "common/base/mem.h"
+#include "common/net/fabric_choice.h"
+#include "common/net/fabric_ucx.h"
 #include "common/net/frames.h"
 #include "common/net/keys.h"
 
@@ -128,7 +130,9 @@ void *mr_link_begin(mr_link *link, const mr_wire_header *header, uint32_t payloa
     assert(!link->is_begun && payload_bytes <= MR_MAX_FRAME_BYTES);
     const size_t bytes = HEADER_BYTES + (size_t)payload_bytes;
     if (link->failure != MR_OK) return NULL;
-    if (!mr_queue_reserve(out, bytes + 8, MR_MAX_LINK_BACKLOG_BYTES)) return NULL;
+    if (link->held_bytes >= MR_MAX_LINK_BACKLOG_BYTES ||
+        !mr_queue_reserve(out, bytes + 8, MR_MAX_LINK_BACKLOG_BYTES - link->held_bytes))
+        return NULL;
     link->begun_at = (out->tail + 7) & ~(size_t)7;
     link->begun_bytes = bytes;
     link->is_begun = true;
@@ -181,7 +185,7 @@ void mr_link_end(mr_link *link) {
 
 mr_status mr_link_flush(mr_link *link, mr_err *err) {
     if (link->failure != MR_OK) return fail_link(link, link->failure, err);
-    if (mr_queue_bytes(&link->out) == 0) return MR_OK;
+    if (!mr_link_wants_write(link)) return MR_OK;
     const mr_status status = link->home->flush(link, &link->why);
     return status == MR_OK || status == MR_ERR_AGAIN ? status : fail_link(link, status, err);
 }
@@ -221,7 +225,14 @@ int mr_link_fd(const mr_link *link) {
     return link->fd;
 }
 bool mr_link_wants_write(const mr_link *link) {
-    return mr_queue_bytes(&link->out) > 0;
+    return mr_queue_bytes(&link->out) + link->held_bytes > 0;
+}
+const char *mr_link_transport(mr_link *link) {
+    /* What UCX says before anything came may change while the two sides find each other. */
+    if (!link->engine) return link->transport;
+    const char *now = link->transport ? link->transport : mr_ucx_transport(link);
+    if (link->bytes_received > 0) link->transport = now;
+    return now;
 }
 const mr_digest *mr_link_digest(const mr_link *link) {
     return &link->digest;
@@ -278,34 +289,92 @@ static bool is_ready(const mr_link *link) {
            peek(link->input, link->handed, link, &header, &missing, NULL) != MR_ERR_AGAIN;
 }
 
-mr_status (*mr_wait_source)(mr_link **links, uint32_t count, int64_t deadline_ns);
+/* What one wait looks at. Engines first in `set`, so that the rest of it is links that have a
+ * descriptor each. */
+enum { ENGINES_MAX = 8 };
+typedef struct {
+    mr_engine *engines[ENGINES_MAX];
+    uint32_t engine_count;
+    struct pollfd set[ENGINES_MAX + MR_MAX_LINKS_PER_SERVER];
+    nfds_t used;
+} wait_set;
 
-mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns) {
-    if (mr_wait_source) return mr_wait_source(links, count, deadline_ns);
-    struct pollfd set[MR_MAX_LINKS_PER_SERVER];
-    nfds_t used = 0;
-    assert(count <= MR_MAX_LINKS_PER_SERVER);
+static bool add_engine(wait_set *w, mr_engine *engine) {
+    for (uint32_t i = 0; i < w->engine_count; i++)
+        if (w->engines[i] == engine) return true;
+    if (w->engine_count == ENGINES_MAX) return false;
+    w->set[w->engine_count] = (struct pollfd){.fd = engine->fd, .events = POLLIN};
+    w->engines[w->engine_count++] = engine;
+    return true;
+}
+
+/* false: some link is ready as it is, or there are more engines than one wait can look at. */
+static bool gather(wait_set *w, mr_link **links, uint32_t count) {
+    w->engine_count = 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (links[i] && links[i]->engine && !add_engine(w, links[i]->engine)) return false;
+    w->used = w->engine_count;
     for (uint32_t i = 0; i < count; i++) {
         const mr_link *link = links[i];
         if (!link) continue;
-        if (is_ready(link)) return MR_OK;
+        if (is_ready(link)) return false;
+        if (link->engine) continue;
         if (link->fd < 0) {
-            if (mr_link_wants_write(link)) return MR_OK; /* flushing runs the other side */
+            if (mr_link_wants_write(link)) return false; /* flushing runs the other side */
             continue;
         }
-        set[used++] = (struct pollfd){
+        w->set[w->used++] = (struct pollfd){
             .fd = link->fd,
             .events = (short)(POLLIN | (mr_link_wants_write(link) ? POLLOUT : 0)),
         };
     }
-    for (;;) {
-        const int64_t left = deadline_ns - mr_now_ns();
-        const int64_t wait = left > 0 ? left : 0;
+    return true;
+}
+
+static bool have_news(const wait_set *w, mr_link **links, uint32_t count) {
+    for (uint32_t i = 0; i < w->engine_count; i++) w->engines[i]->progress(w->engines[i]);
+    for (uint32_t i = 0; w->engine_count > 0 && i < count; i++)
+        if (links[i] && links[i]->engine && links[i]->home->has_news(links[i], true)) return true;
+    return false;
+}
+
+static bool arm_all(const wait_set *w) {
+    for (uint32_t i = 0; i < w->engine_count; i++)
+        if (w->engines[i]->arm(w->engines[i]) != MR_OK) return false;
+    return true;
+}
+
+/* An engine that has messages for a peer which does not take them cannot be armed: it would have
+ * to be looked at all the time. After a few looks it is looked at every so often instead. */
+enum { UNARMED_LOOKS = 64, UNARMED_SLICE_NS = 50000 };
+
+static int64_t sleep_ns(bool spins, bool is_armed, uint32_t looks, int64_t left_ns) {
+    if (spins || left_ns <= 0 || (!is_armed && looks < UNARMED_LOOKS)) return 0;
+    return is_armed || left_ns < UNARMED_SLICE_NS ? left_ns : UNARMED_SLICE_NS;
+}
+
+mr_status (*mr_wait_source)(mr_link **links, uint32_t count, int64_t deadline_ns);
+
+mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns) {
+    wait_set w;
+    if (mr_wait_source) return mr_wait_source(links, count, deadline_ns);
+    assert(count <= MR_MAX_LINKS_PER_SERVER);
+    if (!gather(&w, links, count)) return MR_OK;
+    int64_t now = mr_now_ns();
+    const int64_t spin_until = now + (int64_t)mr_fabric_spin() * 1000;
+    for (uint32_t looks = 0;; now = mr_now_ns()) {
+        if (have_news(&w, links, count)) return MR_OK;
+        const bool spins = now < spin_until && now < deadline_ns;
+        const bool is_armed = spins || arm_all(&w);
+        if (!is_armed) looks++;
+        const int64_t wait = sleep_ns(spins, is_armed, looks, deadline_ns - now);
+        if (wait == 0 && w.used == w.engine_count && now < deadline_ns) continue; /* only engines */
         const struct timespec time = {.tv_sec = (time_t)(wait / 1000000000),
                                       .tv_nsec = (long)(wait % 1000000000)};
-        const int ready = ppoll(set, used, &time, NULL);
-        if (ready > 0) return MR_OK;
-        if (ready == 0 && mr_now_ns() >= deadline_ns) return MR_ERR_TIMEOUT;
+        const int ready = ppoll(w.set, w.used, &time, NULL);
+        for (nfds_t i = w.engine_count; ready > 0 && i < w.used; i++)
+            if (w.set[i].revents) return MR_OK;
         if (ready < 0 && errno != EINTR && errno != EAGAIN) return MR_ERR_IO;
+        if (mr_now_ns() >= deadline_ns) return have_news(&w, links, count) ? MR_OK : MR_ERR_TIMEOUT;
     }
 }

@@ -1,9 +1,12 @@
-/* fabric.h - frames between peers: one link type, two homes.
+/* fabric.h - frames between peers: one link type, three homes.
  *
  *   stream (fabric_stream.c): TCP, Unix sockets and socket pairs; non-blocking, many frames a read
  *                             and a write.
  *   loop   (fabric_loop.c):   in this process: flushing runs the other side's handler at once, in
  *                             the caller's thread. No system call, no hand-off.
+ *   UCX    (fabric_ucx.c):    shared memory within a host, RDMA verbs; fabric_choice.h says when.
+ *                             Only flush, receive and mr_links_wait move anything, on all UCX links
+ *                             of the thread at once; these links move between threads together.
  *
  * A link carries frames both ways. Sending is begin (room for a payload in the output buffer),
  * fill, end, then flush; receiving hands out frames that lie in the input buffer. Nothing here
@@ -31,7 +34,7 @@ typedef struct {
 /* Handles one frame on the listening side; answers are begun, ended (not flushed) on reply. */
 typedef void (*mr_frame_handler)(void *context, mr_link *reply, const mr_frame *frame);
 
-/* address: "host:port" or "unix:PATH". deadline_ns is on mr_now_ns()'s clock. */
+/* address: "host:port", "unix:PATH" or "ucx:host:port". deadline_ns is on mr_now_ns()'s clock. */
 mr_status mr_link_connect(mr_link **out, const char *address, int64_t deadline_ns, mr_err *err);
 mr_link *mr_link_from_fd(int fd, const char *peer); /* takes the connected socket over */
 /* The handler sees every frame sent on the link; what it answers is received from the link. */
@@ -51,7 +54,9 @@ mr_status mr_link_flush(mr_link *link, mr_err *err); /* MR_ERR_AGAIN: some is le
  * until the next receive; on a loop link until the next flush, too. */
 mr_status mr_link_receive(mr_link *link, mr_frame *out, mr_err *err);
 
-int mr_link_fd(const mr_link *link); /* -1 for a loop link */
+int mr_link_fd(const mr_link *link); /* -1: it has none (loop, UCX): use mr_links_wait */
+/* "tcp", "unix", "loop", "shm", "rdma" or "ucx-tcp": what really carries the bytes. */
+const char *mr_link_transport(mr_link *link);
 bool mr_link_wants_write(const mr_link *link);
 const char *mr_link_peer(const mr_link *link);
 /* Of the open session: in version 1 nothing may be sent that wire.h marks (2); a frame that is ends
@@ -70,7 +75,7 @@ int64_t mr_link_seen_ns(const mr_link *link);
 bool mr_link_is_crowded(const mr_link *link);
 
 /* Waits until one of the links can be received from or written on, or the deadline. NULL entries
- * are skipped. MR_ERR_TIMEOUT at the deadline. */
+ * are skipped. MR_ERR_TIMEOUT at the deadline. Looks for mr_fabric_spin() before it sleeps. */
 mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns);
 
 /* The cluster simulation (tests/sim) waits in its own way, beside its own clock (clock.h); NULL

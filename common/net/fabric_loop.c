@@ -49,12 +49,13 @@ static mr_status twin_flush(mr_link *link, mr_err *err) {
     return MR_OK;
 }
 
-static const mr_link_home loop_home = {loop_flush, loop_fill, loop_close};
-static const mr_link_home twin_home = {twin_flush, loop_fill, loop_close};
+static const mr_link_home loop_home = {loop_flush, loop_fill, loop_close, NULL};
+static const mr_link_home twin_home = {twin_flush, loop_fill, loop_close, NULL};
 
 mr_link *mr_link_loop(mr_frame_handler handler, void *context, const char *peer) {
     mr_link *link = mr_link_new(&loop_home, -1, peer);
     link->twin = mr_link_new(&twin_home, -1, peer);
+    link->transport = link->twin->transport = "loop";
     link->input = &link->twin->out;
     link->handler = handler;
     link->context = context;

@@ -5,6 +5,7 @@
  * largest size beside a read's worth of others, and grows only as bytes really come, so that a
  * header which promises a megabyte costs its sender a megabyte. */
 #include "common/net/address.h"
+#include "common/net/fabric_ucx.h"
 #include "common/net/link.h"
 
 #include "common/base/limits.h"
@@ -67,20 +68,31 @@ static void stream_close(mr_link *link) {
     close(link->fd);
 }
 
-static const mr_link_home stream_home = {stream_flush, stream_fill, stream_close};
+static const mr_link_home stream_home = {stream_flush, stream_fill, stream_close, NULL};
+
+static mr_link *make_link(int fd, const char *peer) {
+    struct sockaddr_storage own = {0};
+    socklen_t bytes = sizeof(own);
+    mr_link *link = mr_link_new(&stream_home, fd, peer);
+    const bool is_local =
+        getsockname(fd, (struct sockaddr *)&own, &bytes) == 0 && own.ss_family == AF_UNIX;
+    link->transport = is_local ? "unix" : "tcp";
+    return link;
+}
 
 mr_link *mr_link_from_fd(int fd, const char *peer) {
     const int flags = fcntl(fd, F_GETFL);
     if (flags >= 0 && !(flags & O_NONBLOCK)) fcntl(fd, F_SETFL, flags | O_NONBLOCK);
     mr_address_tune(fd);
-    return mr_link_new(&stream_home, fd, peer);
+    return make_link(fd, peer);
 }
 
 mr_status mr_link_connect(mr_link **out, const char *address, int64_t deadline_ns, mr_err *err) {
     int fd;
     *out = NULL;
+    if (strncmp(address, "ucx:", 4) == 0) return mr_ucx_connect(out, address + 4, deadline_ns, err);
     const mr_status status = mr_address_connect(&fd, address, deadline_ns, err);
     if (status != MR_OK) return status;
-    *out = mr_link_new(&stream_home, fd, address);
+    *out = make_link(fd, address);
     return MR_OK;
 }

@@ -11,6 +11,8 @@
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/net/address.h"
+#include "common/net/fabric_choice.h"
+#include "common/net/fabric_ucx.h"
 #include "common/net/frames.h"
 #include "common/net/link.h"
 #include "common/net/session.h"
@@ -37,6 +39,7 @@ enum {
     IDLE_MS_DEFAULT = 5000,
     LISTEN_BACKLOG = 512,
     DRAIN_READS_MAX = 64,
+    UNARMED_LOOKS = 64, /* at an engine that cannot be slept on, before it is looked at rarely */
 };
 
 typedef struct {
@@ -59,17 +62,19 @@ typedef struct {
     atomic_uint links; /* that it has or will have; read by thread 0 */
     client **clients;  /* [count], this thread's own */
     uint32_t count, room;
-    uint32_t more;   /* clients with has_more */
-    uint32_t lane;   /* a number no other serving thread of the process has */
-    int64_t seen_ns; /* when this round began */
-    bool is_ending;  /* its frames were handed over: what comes now is answered at once */
-    bool is_crowded; /* links behind the one being served have frames too */
+    uint32_t more;     /* clients with has_more */
+    uint32_t lane;     /* a number no other serving thread of the process has */
+    int64_t seen_ns;   /* when this round began */
+    bool is_ending;    /* its frames were handed over: what comes now is answered at once */
+    bool is_crowded;   /* links behind the one being served have frames too */
+    mr_engine *engine; /* of its links over UCX; NULL: none */
+    uint16_t ucx_port; /* at which it listens; 0: it does not */
 } serving;
 
 struct mr_server {
     mr_server_options options;
     mr_session_offer offer;
-    char *address;
+    char *address, *ucx;
     void *tail;
     int listener, stop;
     bool is_deaf; /* out of descriptors: the listener is disarmed until the next tick; thread 0 */
@@ -93,7 +98,7 @@ static void give_lane(uint32_t lane) {
 }
 
 /* What epoll hands back for the descriptors that are no client's. */
-static char mark_listener, mark_stop, mark_wake, mark_mail;
+static char mark_listener, mark_stop, mark_wake, mark_mail, mark_engine;
 
 /* --- one client ------------------------------------------------------------------------------- */
 
@@ -102,16 +107,15 @@ static mr_status watch(int epoll, int operation, int fd, uint32_t events, void *
     return epoll_ctl(epoll, operation, fd, &event) == 0 ? MR_OK : MR_ERR_IO;
 }
 
-static void add_client(serving *t, int fd) {
-    char *peer = mr_address_of_peer(fd);
+/* Takes the link over. One with an engine is not in the epoll set: the engine is. */
+static void add_client(serving *t, mr_link *link) {
     client *c = mr_alloc(sizeof(*c));
-    c->link = mr_link_from_fd(fd, peer);
+    c->link = link;
     c->link->payload_max = HELLO_BYTES_MAX;
     c->link->lane = t->lane;
     c->accepted_ns = c->moved_ns = mr_now_ns();
     c->events = EPOLLIN;
-    free(peer);
-    if (watch(t->epoll, EPOLL_CTL_ADD, fd, c->events, c) != MR_OK) {
+    if (!link->engine && watch(t->epoll, EPOLL_CTL_ADD, link->fd, c->events, c) != MR_OK) {
         mr_log_warn("%s: cannot be watched: %s", mr_link_peer(c->link), strerror(errno));
         mr_link_close(c->link);
         free(c);
@@ -246,6 +250,7 @@ static void refuse_garbage(client *c, mr_status status, const mr_err *err) {
  * that was to explain it. So what came is read away first, up to a bound. */
 static void drain(const mr_link *link) {
     static _Thread_local char sink[16 << 10];
+    if (link->engine) return;
     shutdown(link->fd, SHUT_WR);
     for (int i = 0; i < DRAIN_READS_MAX; i++)
         if (recv(link->fd, sink, sizeof(sink), MSG_DONTWAIT) <= 0) return;
@@ -280,7 +285,8 @@ static bool serve_client(serving *t, client *c) {
     }
     const bool reads = !link->is_refused && !mr_link_is_backlogged(link);
     const uint32_t events = (reads ? EPOLLIN : 0u) | (waits ? EPOLLOUT : 0u);
-    if (events != c->events && watch(t->epoll, EPOLL_CTL_MOD, link->fd, events, c) == MR_OK)
+    if (events != c->events &&
+        (link->engine || watch(t->epoll, EPOLL_CTL_MOD, link->fd, events, c) == MR_OK))
         c->events = events;
     return true;
 }
@@ -297,7 +303,10 @@ static void turn_away(int fd, const char *sentence) {
     free(peer);
 }
 
-static void hand_over(mr_server *server, int fd) {
+static const char too_many[] = "there are too many links to this server already";
+
+/* The thread with the fewest links; NULL: all together have as many as they may. */
+static serving *idlest(mr_server *server) {
     serving *best = &server->threads[0];
     uint32_t all = 0;
     for (uint32_t i = 0; i < server->thread_count; i++) {
@@ -305,8 +314,13 @@ static void hand_over(mr_server *server, int fd) {
         all += atomic_load(&t->links);
         if (atomic_load(&t->links) < atomic_load(&best->links)) best = t;
     }
-    if (all >= MR_MAX_LINKS_PER_SERVER) {
-        turn_away(fd, "there are too many links to this server already");
+    return all < MR_MAX_LINKS_PER_SERVER ? best : NULL;
+}
+
+static void hand_over(mr_server *server, int fd) {
+    serving *best = idlest(server);
+    if (!best) {
+        turn_away(fd, too_many);
         return;
     }
     atomic_fetch_add(&best->links, 1);
@@ -333,12 +347,65 @@ static void accept_links(serving *t) {
     }
 }
 
+/* --- links over UCX --------------------------------------------------------------------------- */
+
+/* A link that comes to the first thread may be sent on; it stays a client here until its peer,
+ * which opens another, closes it, or for as long as one that never says HELLO. */
+static void accept_ucx(serving *t) {
+    mr_link *link;
+    while ((link = mr_ucx_accept(t->engine)) != NULL) {
+        serving *best = idlest(t->server);
+        const bool stays = !best || best == t || t != t->server->threads;
+        mr_ucx_place(link, stays ? 0 : best->ucx_port);
+        if (!best) {
+            mr_log_warn("%s is refused: %s", mr_link_peer(link), too_many);
+            mr_session_refuse(link, 0, MR_ERR_LIMIT, too_many);
+            mr_link_close(link);
+            continue;
+        }
+        atomic_fetch_add(&t->links, 1);
+        add_client(t, link);
+    }
+}
+
+static bool has_news(const client *c) {
+    const mr_link *link = c->link;
+    if (!link->engine) return false;
+    return link->home->has_news(link, !link->is_refused && !mr_link_is_backlogged(link));
+}
+
+/* Moves what there is. true: some link is to be served. */
+static bool look_at_engine(serving *t) {
+    if (!t->engine) return false;
+    t->engine->progress(t->engine);
+    accept_ucx(t);
+    for (uint32_t i = 0; i < t->count; i++)
+        if (has_news(t->clients[i])) return true;
+    return false;
+}
+
+/* others: links with sockets wait behind these. */
+static void serve_engine(serving *t, bool others) {
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < t->count; i++) left += has_news(t->clients[i]);
+    for (uint32_t i = t->count; i-- > 0;) {
+        if (!has_news(t->clients[i])) continue;
+        if (left > 0) left--;
+        t->is_crowded = left > 0 || others;
+        serve_client(t, t->clients[i]);
+    }
+}
+
 /* --- a serving thread ------------------------------------------------------------------------- */
 
 static void read_mail(serving *t) {
     int fds[64];
     const ssize_t got = read(t->mail[0], fds, sizeof(fds)); /* whole ints: writes are atomic */
-    for (ssize_t i = 0; i < got / (ssize_t)sizeof(int); i++) add_client(t, fds[i]);
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof(int); i++) {
+        char *peer = mr_address_of_peer(fds[i]);
+        add_client(t, mr_link_from_fd(fds[i], peer));
+        free(peer);
+    }
 }
 
 /* Deadlines of clients: HELLO in time, and answers that are read. */
@@ -382,6 +449,7 @@ static void wake_up(serving *t) {
  * epoll reports each descriptor once. wake_up() may drop any, so it runs after the others. */
 static bool handle_events(serving *t, const struct epoll_event *events, int count) {
     bool is_woken = false;
+    if (t->engine) serve_engine(t, count > 0);
     for (int i = 0; i < count; i++) {
         void *mark = events[i].data.ptr;
         if (mark == &mark_stop) return false;
@@ -391,7 +459,7 @@ static bool handle_events(serving *t, const struct epoll_event *events, int coun
             read_mail(t);
         else if (mark == &mark_wake)
             is_woken = true;
-        else {
+        else if (mark != &mark_engine) {
             t->is_crowded = i + 1 < count;
             serve_client(t, mark);
         }
@@ -417,13 +485,30 @@ static void end_round(serving *t) {
     t->is_ending = false;
 }
 
+/* Waits for events: looks for as long as it may, then sleeps. */
+static int wait_events(serving *t, struct epoll_event *events) {
+    const int timeout_ms = t->more > 0 ? 0 : needs_ticks(t) ? TICK_MS : -1;
+    const int64_t spin_ns = timeout_ms == 0 ? 0 : (int64_t)mr_fabric_spin() * 1000;
+    const int64_t until = spin_ns > 0 ? mr_now_ns() + spin_ns : 0;
+    for (uint32_t i = 0, unarmed = 0;; i++) {
+        if (look_at_engine(t)) return epoll_wait(t->epoll, events, EVENTS_AT_ONCE, 0);
+        const bool spins = until > 0 && mr_now_ns() < until;
+        if (!spins && (!t->engine || timeout_ms == 0 || t->engine->arm(t->engine) == MR_OK)) break;
+        /* An engine with messages that a peer does not take cannot be armed. */
+        const bool rests = !spins && ++unarmed > UNARMED_LOOKS;
+        if (t->engine && !rests && i % 16 != 0) continue; /* memory is looked at oftener */
+        const int count = epoll_wait(t->epoll, events, EVENTS_AT_ONCE, rests ? 1 : 0);
+        if (count != 0 || rests) return count;
+    }
+    return epoll_wait(t->epoll, events, EVENTS_AT_ONCE, timeout_ms);
+}
+
 static void *serve(void *argument) {
     serving *t = argument;
     struct epoll_event events[EVENTS_AT_ONCE];
     int64_t next_tick_ns = mr_now_ns();
     for (;;) {
-        const int timeout_ms = t->more > 0 ? 0 : needs_ticks(t) ? TICK_MS : -1;
-        const int count = epoll_wait(t->epoll, events, EVENTS_AT_ONCE, timeout_ms);
+        const int count = wait_events(t, events);
         if (count < 0 && errno != EINTR) {
             mr_log_error("epoll_wait: %s", strerror(errno));
             break;
@@ -456,6 +541,27 @@ static mr_status open_thread(serving *t, mr_server *server, mr_err *err) {
          watch(t->epoll, EPOLL_CTL_ADD, server->listener, EPOLLIN, &mark_listener) != MR_OK))
         return mr_fail(err, MR_ERR_IO, "serve %s: %s", server->address, strerror(errno));
     return MR_OK;
+}
+
+/* Every thread listens for itself: at the address asked for, or at any port of the same host. */
+static mr_status open_engine(serving *t, mr_err *err) {
+    mr_server *server = t->server;
+    const bool is_first = t == server->threads;
+    const char *asked = server->options.ucx;
+    const char *colon = strrchr(asked, ':');
+    char *place =
+        is_first || !colon ? mr_strdup(asked) : mr_format("%.*s:0", (int)(colon - asked), asked);
+    char *bound = NULL;
+    const mr_status status = mr_ucx_listen(&t->engine, &bound, place, err);
+    free(place);
+    if (status != MR_OK) return status;
+    t->ucx_port = (uint16_t)strtoul(strrchr(bound, ':') + 1, NULL, 10);
+    if (is_first)
+        server->ucx = bound;
+    else
+        free(bound);
+    if (watch(t->epoll, EPOLL_CTL_ADD, t->engine->fd, EPOLLIN, &mark_engine) == MR_OK) return MR_OK;
+    return mr_fail(err, MR_ERR_IO, "serve %s over UCX: %s", asked, strerror(errno));
 }
 
 /* Signals are for the main thread: threads of the server inherit none. */
@@ -504,6 +610,8 @@ mr_status mr_server_open(mr_server **out, const mr_server_options *options, mr_e
                                          LISTEN_BACKLOG, err);
     for (uint32_t i = 0; status == MR_OK && i < server->thread_count; i++)
         status = open_thread(&server->threads[i], server, err);
+    for (uint32_t i = 0; status == MR_OK && options->ucx && i < server->thread_count; i++)
+        status = open_engine(&server->threads[i], err);
     for (uint32_t i = 0; status == MR_OK && i < server->thread_count; i++)
         status = start_thread(&server->threads[i], err);
     if (status != MR_OK) {
@@ -516,6 +624,10 @@ mr_status mr_server_open(mr_server **out, const mr_server_options *options, mr_e
 
 const char *mr_server_address(const mr_server *server) {
     return server->address;
+}
+
+const char *mr_server_ucx(const mr_server *server) {
+    return server->ucx;
 }
 
 void mr_server_wake(mr_server *server) {
@@ -539,6 +651,7 @@ static void close_thread(serving *t) {
     const int all[] = {t->epoll, t->wake, t->mail[0], t->mail[1]};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         if (all[i] >= 0) close(all[i]);
+    mr_ucx_close(t->engine);
     free(t->clients);
     give_lane(t->lane);
 }
@@ -557,5 +670,6 @@ void mr_server_close(mr_server *server) {
     free(server->threads);
     free(server->tail);
     free(server->address);
+    free(server->ucx);
     free(server);
 }

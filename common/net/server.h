@@ -17,6 +17,7 @@ typedef struct mr_server mr_server;
 typedef struct {
     const char *address; /* "host:port" (port 0: any), or "unix:PATH" */
     uint32_t threads;    /* 0: 1 */
+    const char *ucx;     /* also listen on UCX at this "host:port" (port 0: any); NULL: do not */
     mr_role role;
     mr_digest digest;
     const void *welcome_tail; /* after mr_wire_welcome: cells or worker info; copied */
@@ -44,6 +45,9 @@ typedef struct {
 
 mr_status mr_server_open(mr_server **out, const mr_server_options *options, mr_err *err);
 const char *mr_server_address(const mr_server *server); /* with the real port */
+/* "host:port", as a member record has it; NULL: it does not listen on UCX. Every serving thread
+ * listens at a port of its own; this one sends links on to the thread with the fewest. */
+const char *mr_server_ucx(const mr_server *server);
 void mr_server_wake(mr_server *server); /* has writable called for every link, soon */
 uint32_t mr_server_links(const mr_server *server);
 void mr_server_close(mr_server *server); /* ends the threads and closes all links; NULL is fine */
