@@ -332,22 +332,30 @@ static mr_status start_step_thread(mr_worker *w, mr_err *err) {
 
 mr_status mr_worker_open(mr_worker **out, mr_engine *engine, mr_digest digest, const char *address,
                          mr_err *err) {
+    const mr_worker_options options = {.address = address, .engine = engine, .digest = digest};
+    return mr_worker_open_with(out, &options, err);
+}
+
+mr_status mr_worker_open_with(mr_worker **out, const mr_worker_options *o, mr_err *err) {
     *out = NULL;
     mr_worker *w = mr_alloc(sizeof(*w));
+    w->options = *o;
     w->answer_payload = mr_alloc(MR_MAX_FRAME_BYTES);
     init_lock(w);
     mr_jobs_init(w);
     const mr_server_options options = {
-        .address = address,
+        .address = o->address,
         .threads = 1,
         .role = MR_ROLE_WORKER,
+        .keys = o->keys,
+        .is_key_required = o->is_key_required,
         .handler = handle,
         .offer = offer_model,
         .writable = move_answers,
         .link_closed = forget_client,
         .context = w,
     };
-    mr_status status = engine ? mr_worker_add(w, engine, digest, err) : MR_OK;
+    mr_status status = o->engine ? mr_worker_add(w, o->engine, o->digest, err) : MR_OK;
     pthread_mutex_lock(&w->lock); /* callbacks wait until the server is known to them */
     if (status == MR_OK) status = mr_server_open(&w->server, &options, err);
     pthread_mutex_unlock(&w->lock);

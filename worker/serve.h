@@ -37,8 +37,23 @@ mr_status mr_worker_serve_link(mr_engine *engine, mr_digest digest, mr_link *lin
 
 typedef struct mr_worker mr_worker;
 
-/* address as in server.h. engine, the first model's, may be NULL: mr_worker_add brings some later.
- */
+typedef struct {
+    const char *address; /* as in server.h */
+    mr_engine *engine;   /* the first model's; NULL: mr_worker_add brings some later */
+    mr_digest digest;
+    struct mr_keys *keys; /* as in server.h; borrowed */
+    bool is_key_required;
+    /* How a next stage is reached: connects, opens the session, leaves WELCOME in welcome as
+     * mr_session_open does. Called in a thread of that model's own; ends by the deadline. NULL:
+     * mr_link_connect and mr_session_open, without a key. The link has a descriptor. */
+    mr_status (*connect)(void *context, mr_link **out, const char *address,
+                         const mr_session_hello *hello, int64_t deadline_ns, void *welcome,
+                         size_t room, size_t *bytes, mr_err *err);
+    void *connect_context;
+} mr_worker_options;
+
+mr_status mr_worker_open_with(mr_worker **out, const mr_worker_options *options, mr_err *err);
+/* The same with only these. */
 mr_status mr_worker_open(mr_worker **out, mr_engine *engine, mr_digest digest, const char *address,
                          mr_err *err);
 const char *mr_worker_address(const mr_worker *worker); /* with the real port */

@@ -90,6 +90,7 @@ typedef struct {
 } mr_job;
 
 struct mr_worker {
+    mr_worker_options options;
     mr_server *server;
     pthread_t step_thread;
     bool has_thread;

@@ -406,16 +406,34 @@ static mr_status check_welcome(const mr_next *n, const mr_welcome_view *view, mr
     return MR_OK;
 }
 
+static mr_status connect_plainly(mr_link **out, const char *address, const mr_session_hello *hello,
+                                 int64_t deadline_ns, void *welcome, size_t room, size_t *bytes,
+                                 mr_err *err) {
+    mr_status status = mr_link_connect(out, address, deadline_ns, err);
+    if (status != MR_OK) return status;
+    status = mr_session_open(*out, hello, deadline_ns, welcome, room, bytes, err);
+    if (status == MR_OK) return MR_OK;
+    mr_link_close(*out);
+    *out = NULL;
+    return status;
+}
+
 static mr_status reach(mr_next *n, mr_link **out, const char *address, mr_err *err) {
     const mr_session_hello hello = {MR_ROLE_WORKER, MR_ROLE_WORKER, n->model->digest};
     const int64_t deadline = mr_now_ns() + CONNECT_MS * 1000000ll;
     _Alignas(8) uint8_t welcome[WELCOME_BYTES_MAX];
     mr_welcome_view view;
     size_t bytes;
-    mr_status status = mr_link_connect(out, address, deadline, err);
-    if (status != MR_OK) return status;
-    status = mr_session_open(*out, &hello, deadline, welcome, sizeof(welcome), &bytes, err);
-    if (status == MR_OK) status = mr_welcome_check(&view, welcome, bytes, err);
+    const mr_worker_options *o = &n->worker->options;
+    mr_status status = o->connect ? o->connect(o->connect_context, out, address, &hello, deadline,
+                                               welcome, sizeof(welcome), &bytes, err)
+                                  : connect_plainly(out, address, &hello, deadline, welcome,
+                                                    sizeof(welcome), &bytes, err);
+    if (status != MR_OK) {
+        *out = NULL;
+        return status;
+    }
+    status = mr_welcome_check(&view, welcome, bytes, err);
     if (status == MR_OK) status = check_welcome(n, &view, err);
     if (status == MR_OK) return MR_OK;
     mr_link_close(*out);

@@ -11,6 +11,7 @@
 #include "common/base/mem.h"
 #include "common/net/address.h"
 #include "common/net/frames.h"
+#include "common/net/keys.h"
 #include "common/net/server.h"
 #include "common/net/session.h"
 #include "memshard/serve.h"
@@ -637,6 +638,54 @@ static void test_degraded_steps(void **state) {
     w.engines[0] = kept;
 }
 
+/* --- keys ------------------------------------------------------------------------------------- */
+
+static mr_status connect_keyed(void *context, mr_link **out, const char *address,
+                               const mr_session_hello *hello, int64_t deadline_ns, void *welcome,
+                               size_t room, size_t *bytes, mr_err *err) {
+    mr_status status = mr_link_connect(out, address, deadline_ns, err);
+    if (status != MR_OK) return status;
+    mr_link_set_key(*out, context);
+    status = mr_session_open(*out, hello, deadline_ns, welcome, room, bytes, err);
+    if (status != MR_OK) mr_link_close(*out);
+    return status;
+}
+
+static void test_keyed_stages(void **state) {
+    (void)state;
+    mr_err err = {{0}};
+    mr_session_key key;
+    mr_keys *keys = mr_keys_open();
+    assert_int_equal(mr_key_make(&key, &err), MR_OK);
+    assert_int_equal(mr_keys_add(keys, &key, 0, &err), MR_OK);
+    for (uint32_t i = STAGES; i-- > 0;) {
+        const mr_worker_options o = {.address = w.address[i],
+                                     .engine = w.engines[i],
+                                     .digest = w.manifest.digest,
+                                     .keys = keys,
+                                     .is_key_required = i > 0,
+                                     .connect = connect_keyed,
+                                     .connect_context = &key};
+        mr_worker_close(w.workers[i]);
+        assert_int_equal(mr_worker_open_with(&w.workers[i], &o, &err), MR_OK);
+    }
+    for (uint32_t i = 0; i + 1 < STAGES; i++) connect_stage(i, w.address[i + 1]);
+    mr_link *link = open_first();
+    send_step(link, 1, 0, 0, 0, LENGTH);
+    check_step(link, 1, LENGTH);
+    mr_worker_close(w.workers[0]); /* without the key: refused, with the reason */
+    open_worker(0);
+    assert_int_equal(mr_worker_set_next(w.workers[0], w.manifest.digest, w.address[1], &err),
+                     MR_OK);
+    assert_int_equal(mr_worker_wait_next(w.workers[0], w.manifest.digest, after_ms(400), &err),
+                     MR_ERR_TIMEOUT);
+    assert_non_null(strstr(err.text, "key"));
+    for (uint32_t i = 0; i < STAGES; i++) mr_worker_close(w.workers[i]);
+    memset(w.workers, 0, sizeof(w.workers));
+    mr_link_close(link);
+    mr_keys_close(keys);
+}
+
 /* --- models ----------------------------------------------------------------------------------- */
 
 static void test_models_come_and_go(void **state) {
@@ -698,6 +747,7 @@ int main(void) {
         PIPELINE(test_silent_next_stage),
         PIPELINE(test_hostile_frames),
         PIPELINE(test_degraded_steps),
+        PIPELINE(test_keyed_stages),
         cmocka_unit_test(test_models_come_and_go),
     };
     mr_log_setup("test", MR_LOG_ERROR, 1);
