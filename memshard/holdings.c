@@ -499,11 +499,12 @@ void mr_memshard_unload(mr_memshard *shard, const mr_digest *digest, mr_grid gri
     for (bool again = true; again;) {
         const mr_snapshot *held = atomic_load(&shard->held);
         again = false;
-        for (uint32_t i = 0; i < held->count && !again; i++) {
+        for (uint32_t i = 0; i < held->count; i++) {
             mr_model_held *part = held->models[i];
             if (!same_digest(&part->digest, digest)) continue;
             if (grid.row_groups != 0 && !same_grid(part->grid, grid)) continue;
             again = unload_part(shard, part, cells, count);
+            if (again) break; /* `held` is gone */
         }
     }
     pthread_mutex_unlock(&shard->changes);

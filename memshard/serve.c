@@ -245,6 +245,8 @@ mr_status mr_memshard_offer(void *context, const mr_wire_hello *hello, mr_sessio
                     mr_snapshot_find(held, &digest, (mr_grid){0}) ? " in the grid asked for" : "");
     } else if (memcmp(&digest, &(mr_digest){0}, sizeof(digest)) != 0) {
         status = mr_fail(err, MR_ERR_MISMATCH, "this memshard holds nothing yet");
+    } else {
+        out->grid_rows = out->grid_columns = 1; /* of no cells */
     }
     mr_seat_give(seat);
     return status;
