@@ -8,7 +8,7 @@
 #include "common/net/server.h"
 #include "common/ops/gate.h"
 #include "common/ops/team.h"
-#include "memshard/serve.h"
+#include "memshard/holdings.h"
 #include "tests/unit/net_test.h"
 #include "worker/retrieval.h"
 
@@ -228,7 +228,10 @@ static inline void test_sleep_us(int64_t us) {
 static inline void test_serve_frame(void *context, mr_link *reply, const mr_frame *frame) {
     const test_served *s = context;
     const mr_wire_header *h = frame->header;
-    if (h->type != MR_FRAME_RETRIEVE && h->type != MR_FRAME_TOPK) return; /* CANCEL */
+    if (h->type != MR_FRAME_RETRIEVE) {
+        mr_memshard_handle(s->shard, reply, frame);
+        return;
+    }
     const unsigned number = atomic_fetch_add(&s->control->requests, 1);
     const mr_wire_header pooled = {.type = MR_FRAME_POOLED, .request = h->request};
     const int every = atomic_load(&s->control->every);
@@ -254,6 +257,28 @@ static inline void test_serve_frame(void *context, mr_link *reply, const mr_fram
     mr_memshard_handle(s->shard, reply, frame);
 }
 
+static inline mr_status test_offer(void *context, const mr_wire_hello *hello, mr_session_offer *out,
+                                   mr_err *err) {
+    return mr_memshard_offer(((const test_served *)context)->shard, hello, out, err);
+}
+static inline void test_round_over(void *context, uint32_t lane) {
+    mr_memshard_round_over(((const test_served *)context)->shard, lane);
+}
+static inline void test_link_closed(void *context, mr_link *link) {
+    mr_memshard_link_closed(((const test_served *)context)->shard, link);
+}
+
+static inline mr_status test_hold(mr_memshard **out, mr_grid grid, uint32_t index, uint32_t count,
+                                  mr_err *err) {
+    uint32_t cells[64], held = 0;
+    for (uint32_t c = index; c < grid.row_groups * grid.width_slices; c += count) cells[held++] = c;
+    mr_table_source source = {.tables = &world.source, .digest = world.digest};
+    const mr_load_order order = {
+        .digest = world.digest, .grid = grid, .cells = cells, .cell_count = held};
+    const mr_status status = mr_memshard_open_empty(out, NULL, err);
+    return status == MR_OK ? mr_memshard_adopt(*out, &source, &order, NULL, NULL, err) : status;
+}
+
 static inline void test_serve(int ready, test_control *control, mr_grid grid, uint32_t index,
                               uint32_t count, const char *listen) {
     mr_err err = {{0}};
@@ -262,21 +287,14 @@ static inline void test_serve(int ready, test_control *control, mr_grid grid, ui
     mr_float_environment();
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     mr_log_setup("test", MR_LOG_ERROR, 1);
-    if (mr_memshard_open_source(&s.shard, &world.source, NULL, grid, index, count, &err) != MR_OK)
-        _exit(2);
-    mr_wire_cell cells[64];
-    const uint32_t held = mr_memshard_cell_count(s.shard);
-    for (uint32_t i = 0; i < held; i++) cells[i].cell = mr_memshard_cells(s.shard)[i];
-    const mr_server_options options = {.address = listen,
-                                       .role = MR_ROLE_MEMSHARD,
-                                       .digest = world.digest,
-                                       .welcome_tail = cells,
-                                       .welcome_tail_bytes = held * (uint32_t)sizeof(*cells),
-                                       .cell_count = held,
-                                       .grid_rows = grid.row_groups,
-                                       .grid_columns = grid.width_slices,
-                                       .handler = test_serve_frame,
-                                       .context = &s};
+    if (test_hold(&s.shard, grid, index, count, &err) != MR_OK) _exit(2);
+    mr_server_options options = {.address = listen};
+    mr_memshard_serve_options(s.shard, &options);
+    options.context = &s;
+    options.handler = test_serve_frame;
+    options.offer = test_offer;
+    options.round_over = test_round_over;
+    options.link_closed = test_link_closed;
     if (mr_server_open(&server, &options, &err) != MR_OK) _exit(3);
     const char *address = mr_server_address(server);
     const ssize_t put = write(ready, address, strlen(address) + 1);
