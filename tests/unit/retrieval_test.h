@@ -324,6 +324,15 @@ static inline void test_shard_start(test_shard *s, mr_grid grid, uint32_t index,
     if (got <= 0) fail_msg("the memshard's process did not start");
 }
 
+/* Stopped when this returns; SIGKILL: dead, or about to be. */
+static inline void test_signal(pid_t pid, int number) {
+    int status;
+    assert_int_equal(kill(pid, number), 0);
+    if (number != SIGSTOP) return;
+    assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+    assert_true(WIFSTOPPED(status));
+}
+
 static inline void test_shard_end(test_shard *s) {
     if (s->pid > 0) {
         kill(s->pid, SIGKILL);
