@@ -60,14 +60,14 @@ typedef struct {
     uint32_t stage, stages;
     const char *const *peers; /* [peer_count] data addresses of replicas that hold the cells */
     uint32_t peer_count;
-} mr_load_order;
+} mr_control_load_order;
 
 typedef struct {
     uint64_t leader_epoch;
     mr_digest digest;
     const uint32_t *cells; /* ascending; none: all of the model */
     uint32_t cell_count;
-} mr_unload_order;
+} mr_control_unload_order;
 
 typedef struct {
     uint32_t timeout_s; /* 0: the process's own */
@@ -161,8 +161,9 @@ typedef struct {
                              mr_err *err);
     /* Long ones, each in a thread of its own. They return soon once mr_control_job_is_cancelled:
      * the one who ordered is gone, or the server closes. */
-    mr_status (*load)(void *context, mr_control_job *job, const mr_load_order *order, mr_err *err);
-    mr_status (*unload)(void *context, mr_control_job *job, const mr_unload_order *order,
+    mr_status (*load)(void *context, mr_control_job *job, const mr_control_load_order *order,
+                      mr_err *err);
+    mr_status (*unload)(void *context, mr_control_job *job, const mr_control_unload_order *order,
                         mr_err *err);
     mr_status (*drain)(void *context, mr_control_job *job, const mr_drain_order *order,
                        mr_err *err);
@@ -230,10 +231,10 @@ mr_status mr_control_join(mr_control_client *client, const char *cluster, const 
  * asking, with MR_ERR_CANCELLED. silence_ms: so long without any progress is a failure; 0: never
  * before the deadline. Servers send something at least every second. */
 typedef bool (*mr_load_progress)(void *context, const char *what, double fraction);
-mr_status mr_control_load(mr_control_client *client, const mr_load_order *order,
+mr_status mr_control_load(mr_control_client *client, const mr_control_load_order *order,
                           mr_load_progress progress, void *context, uint32_t silence_ms,
                           int64_t deadline_ns, mr_err *err);
-mr_status mr_control_unload(mr_control_client *client, const mr_unload_order *order,
+mr_status mr_control_unload(mr_control_client *client, const mr_control_unload_order *order,
                             int64_t deadline_ns, mr_err *err);
 mr_status mr_control_drain(mr_control_client *client, const mr_drain_order *order,
                            int64_t deadline_ns, mr_err *err);

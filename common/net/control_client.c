@@ -95,8 +95,8 @@ static mr_status ask_for_nothing(mr_control_client *c, const char *path, mr_pack
     return named(c, status, err);
 }
 
-mr_status mr_control_unload(mr_control_client *c, const mr_unload_order *order, int64_t deadline_ns,
-                            mr_err *err) {
+mr_status mr_control_unload(mr_control_client *c, const mr_control_unload_order *order,
+                            int64_t deadline_ns, mr_err *err) {
     return ask_for_nothing(c, MR_CONTROL_PATH "Unload", mr_pack_unload(order), deadline_ns, err);
 }
 
@@ -184,7 +184,7 @@ static mr_status read_progress(mr_rpc_stream *stream, mr_load_progress progress,
     }
 }
 
-mr_status mr_control_load(mr_control_client *c, const mr_load_order *order,
+mr_status mr_control_load(mr_control_client *c, const mr_control_load_order *order,
                           mr_load_progress progress, void *context, uint32_t silence_ms,
                           int64_t deadline_ns, mr_err *err) {
     mr_rpc_stream *stream = NULL;

@@ -28,16 +28,16 @@ mr_status mr_unpack_join(mr_message *m, const char **cluster, const char **leade
 mr_packed mr_pack_join_reply(const char *member);
 mr_status mr_unpack_join_reply(mr_member **member, const uint8_t *data, size_t bytes, mr_err *err);
 
-mr_packed mr_pack_load(const mr_load_order *order);
-mr_status mr_unpack_load(mr_message *m, mr_load_order *order, const uint8_t *data, size_t bytes,
-                         mr_err *err);
+mr_packed mr_pack_load(const mr_control_load_order *order);
+mr_status mr_unpack_load(mr_message *m, mr_control_load_order *order, const uint8_t *data,
+                         size_t bytes, mr_err *err);
 mr_packed mr_pack_progress(const char *what, double fraction, bool is_ready);
 mr_status mr_unpack_progress(char what[MR_CONTROL_TEXT_BYTES], double *fraction, bool *is_ready,
                              const uint8_t *data, size_t bytes, mr_err *err);
 
-mr_packed mr_pack_unload(const mr_unload_order *order);
-mr_status mr_unpack_unload(mr_message *m, mr_unload_order *order, const uint8_t *data, size_t bytes,
-                           mr_err *err);
+mr_packed mr_pack_unload(const mr_control_unload_order *order);
+mr_status mr_unpack_unload(mr_message *m, mr_control_unload_order *order, const uint8_t *data,
+                           size_t bytes, mr_err *err);
 mr_packed mr_pack_drain(const mr_drain_order *order);
 mr_status mr_unpack_drain(mr_drain_order *order, const uint8_t *data, size_t bytes, mr_err *err);
 mr_status mr_unpack_empty(const uint8_t *data, size_t bytes, mr_err *err);

@@ -70,13 +70,13 @@ mr_status mr_control_join(mr_control_client *client, const char *cluster, const 
     if (member) *member = NULL;
     return refuse(err);
 }
-mr_status mr_control_load(mr_control_client *client, const mr_load_order *order,
+mr_status mr_control_load(mr_control_client *client, const mr_control_load_order *order,
                           mr_load_progress progress, void *context, uint32_t silence_ms,
                           int64_t deadline_ns, mr_err *err) {
     (void)client, (void)order, (void)progress, (void)context, (void)silence_ms, (void)deadline_ns;
     return refuse(err);
 }
-mr_status mr_control_unload(mr_control_client *client, const mr_unload_order *order,
+mr_status mr_control_unload(mr_control_client *client, const mr_control_unload_order *order,
                             int64_t deadline_ns, mr_err *err) {
     (void)client, (void)order, (void)deadline_ns;
     return refuse(err);

@@ -157,7 +157,7 @@ mr_status mr_unpack_join_reply(mr_member **member, const uint8_t *data, size_t b
 
 /* --- loading ---------------------------------------------------------------------------------- */
 
-mr_packed mr_pack_load(const mr_load_order *o) {
+mr_packed mr_pack_load(const mr_control_load_order *o) {
     Memrack__Control__LoadRequest message = MEMRACK__CONTROL__LOAD_REQUEST__INIT;
     message.leader_epoch = o->leader_epoch;
     message.name = text_of(o->name);
@@ -202,9 +202,9 @@ static mr_status check_load(const Memrack__Control__LoadRequest *r, mr_err *err)
     return status;
 }
 
-mr_status mr_unpack_load(mr_message *m, mr_load_order *o, const uint8_t *data, size_t bytes,
+mr_status mr_unpack_load(mr_message *m, mr_control_load_order *o, const uint8_t *data, size_t bytes,
                          mr_err *err) {
-    *o = (mr_load_order){0};
+    *o = (mr_control_load_order){0};
     mr_status status = unpack(m, &memrack__control__load_request__descriptor, data, bytes, err);
     if (status != MR_OK) return status;
     const Memrack__Control__LoadRequest *r = m->root;
@@ -251,7 +251,7 @@ mr_status mr_unpack_progress(char what[MR_CONTROL_TEXT_BYTES], double *fraction,
 
 /* --- unloading, draining ---------------------------------------------------------------------- */
 
-mr_packed mr_pack_unload(const mr_unload_order *o) {
+mr_packed mr_pack_unload(const mr_control_unload_order *o) {
     Memrack__Control__UnloadRequest message = MEMRACK__CONTROL__UNLOAD_REQUEST__INIT;
     message.leader_epoch = o->leader_epoch;
     message.digest = bytes_of(o->digest.bytes, sizeof(o->digest.bytes));
@@ -260,9 +260,9 @@ mr_packed mr_pack_unload(const mr_unload_order *o) {
     return pack(&message);
 }
 
-mr_status mr_unpack_unload(mr_message *m, mr_unload_order *o, const uint8_t *data, size_t bytes,
-                           mr_err *err) {
-    *o = (mr_unload_order){0};
+mr_status mr_unpack_unload(mr_message *m, mr_control_unload_order *o, const uint8_t *data,
+                           size_t bytes, mr_err *err) {
+    *o = (mr_control_unload_order){0};
     mr_status status = unpack(m, &memrack__control__unload_request__descriptor, data, bytes, err);
     if (status != MR_OK) return status;
     const Memrack__Control__UnloadRequest *r = m->root;

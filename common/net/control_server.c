@@ -44,8 +44,8 @@ struct mr_control_job {
     job_kind kind;
     mr_message message;
     union {
-        mr_load_order load;
-        mr_unload_order unload;
+        mr_control_load_order load;
+        mr_control_unload_order unload;
         mr_drain_order drain;
     } order;
     char what[MR_CONTROL_TEXT_BYTES];

@@ -16,7 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 #ifdef MR_TEST_HAVE_CONTROL
 static void check_load(const uint8_t *data, size_t bytes) {
     mr_message m;
-    mr_load_order o;
+    mr_control_load_order o;
     mr_err err = {{0}};
     if (mr_unpack_load(&m, &o, data, bytes, &err) == MR_OK) {
         for (uint32_t i = 0; i < o.cell_count; i++)
@@ -71,7 +71,7 @@ static void check_status(const uint8_t *data, size_t bytes) {
 static void check_small(char kind, const uint8_t *data, size_t bytes) {
     mr_message m = {0};
     mr_err err;
-    mr_unload_order unload;
+    mr_control_unload_order unload;
     mr_drain_order drain;
     mr_control_key key;
     mr_role role;

@@ -4,7 +4,6 @@
  * clients that lie, on the same rpc layer. */
 #include "common/net/control.h"
 #include "tests/unit/rpc_test.h"
-
 #ifdef MR_TEST_HAVE_CONTROL
 #include "common/base/limits.h"
 #include "common/net/control_impl.h"
@@ -18,7 +17,6 @@
 
 static const mr_rpc_security plain = {.is_plain = true};
 static const mr_digest some_digest = {{7, 7, 7}};
-
 /* --- a member --------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -75,7 +73,8 @@ static mr_status session_key(void *context, mr_role role, const char *id, mr_con
     return MR_OK;
 }
 
-static mr_status load(void *context, mr_control_job *job, const mr_load_order *o, mr_err *err) {
+static mr_status load(void *context, mr_control_job *job, const mr_control_load_order *o,
+                      mr_err *err) {
     member *m = context;
     snprintf(m->last_name, sizeof(m->last_name), "%s", o->name);
     snprintf(m->last_peer, sizeof(m->last_peer), "%s", o->peer_count ? o->peers[0] : "");
@@ -91,7 +90,8 @@ static mr_status load(void *context, mr_control_job *job, const mr_load_order *o
     return m->refuse ? mr_fail(err, MR_ERR_NOMEM, "cell 3 does not fit") : MR_OK;
 }
 
-static mr_status unload(void *context, mr_control_job *job, const mr_unload_order *o, mr_err *err) {
+static mr_status unload(void *context, mr_control_job *job, const mr_control_unload_order *o,
+                        mr_err *err) {
     member *m = context;
     (void)job;
     atomic_fetch_add(&m->unloads, 1);
@@ -145,17 +145,17 @@ static mr_control_client *client_to(const member *m, mr_rpc_security security) {
 static const uint32_t cells[] = {0, 2, 3};
 static const char *const peers[] = {"10.0.0.2:7001"};
 
-static mr_load_order good_load(uint64_t epoch) {
-    return (mr_load_order){.leader_epoch = epoch,
-                           .name = "demo",
-                           .digest = some_digest,
-                           .source = "/models/demo",
-                           .grid_rows = 2,
-                           .grid_columns = 2,
-                           .cells = cells,
-                           .cell_count = 3,
-                           .peers = peers,
-                           .peer_count = 1};
+static mr_control_load_order good_load(uint64_t epoch) {
+    return (mr_control_load_order){.leader_epoch = epoch,
+                                   .name = "demo",
+                                   .digest = some_digest,
+                                   .source = "/models/demo",
+                                   .grid_rows = 2,
+                                   .grid_columns = 2,
+                                   .cells = cells,
+                                   .cell_count = 3,
+                                   .peers = peers,
+                                   .peer_count = 1};
 }
 
 /* --- orders ----------------------------------------------------------------------------------- */
@@ -182,11 +182,11 @@ static void test_orders(void **state) {
     assert_sentence(err, "epoch 4; 5 was seen");
     assert_int_equal(mr_control_server_leader_epoch(m.server), 5);
 
-    const mr_unload_order unload_it = {
+    const mr_control_unload_order unload_it = {
         .leader_epoch = 6, .digest = some_digest, .cells = cells, .cell_count = 3};
     check_ok(mr_control_unload(c, &unload_it, after_ms(5000), &err));
     assert_int_equal(m.last_cell_count, 3);
-    const mr_load_order late = good_load(5);
+    const mr_control_load_order late = good_load(5);
     assert_int_equal(mr_control_load(c, &late, NULL, NULL, 0, after_ms(5000), &err), MR_ERR_STALE);
     m.refuse = true;
     assert_int_equal(mr_control_unload(c, &unload_it, after_ms(5000), &err), MR_ERR_STALE);
@@ -236,7 +236,7 @@ static void test_loads(void **state) {
     member_open(&m, plain);
     mr_control_client *c = client_to(&m, plain);
     seen_progress p = {0};
-    mr_load_order o = good_load(1);
+    mr_control_load_order o = good_load(1);
     check_ok(mr_control_load(c, &o, note_progress, &p, 2000, after_ms(8000), &err));
     assert_string_equal(p.what, "half?way");
     assert_true(p.fraction == 0.5 && p.count >= 2);
@@ -259,12 +259,12 @@ static void test_loads(void **state) {
                      MR_ERR_CANCELLED);
     check_soon(m.cancelled == 2, 3000);
     /* A stage, and closing while it loads. */
-    o = (mr_load_order){.leader_epoch = 2,
-                        .name = "demo",
-                        .source = "peer",
-                        .group = "g0",
-                        .stage = 1,
-                        .stages = 2};
+    o = (mr_control_load_order){.leader_epoch = 2,
+                                .name = "demo",
+                                .source = "peer",
+                                .group = "g0",
+                                .stage = 1,
+                                .stages = 2};
     m.hold = false;
     check_ok(mr_control_load(c, &o, NULL, NULL, 0, after_ms(5000), &err));
     mr_control_client_close(c);
@@ -279,7 +279,7 @@ typedef struct {
 static void *load_in_thread(void *context) {
     load_job *job = context;
     mr_err err;
-    const mr_load_order o = good_load(1);
+    const mr_control_load_order o = good_load(1);
     job->status = mr_control_load(job->client, &o, NULL, NULL, 0, after_ms(10000), &err);
     return NULL;
 }
@@ -298,7 +298,7 @@ static void test_too_many_and_close(void **state) {
         assert_int_equal(pthread_create(&threads[i], NULL, load_in_thread, &jobs[i]), 0);
     }
     check_soon(m.loads == MR_CONTROL_JOBS, 5000);
-    const mr_load_order o = good_load(1);
+    const mr_control_load_order o = good_load(1);
     assert_int_equal(mr_control_load(c, &o, NULL, NULL, 0, after_ms(5000), &err), MR_ERR_LIMIT);
     assert_sentence(err, "orders are being carried out");
     mr_control_server_close(m.server); /* all loads are cancelled, and waited for */
@@ -322,7 +322,7 @@ static void test_bad_loads(void **state) {
     static const char *const wild[] = {"169.254.169.254:80"};
     const char *peers_65[65];
     for (size_t i = 0; i < 65; i++) peers_65[i] = "h:1";
-    mr_load_order bad[16];
+    mr_control_load_order bad[16];
     const char *why[16] = {"ascending", "ascending",  "grid",   "grid",   "grid",  "cells",
                            "cells",     "model",      "source", "source", "stage", "stage",
                            "group",     "link-local", "peers",  "grid"};
@@ -350,7 +350,7 @@ static void test_bad_loads(void **state) {
         assert_sentence(err, why[i]);
     }
     assert_int_equal(m.loads, 0);
-    const mr_load_order good = good_load(1);
+    const mr_control_load_order good = good_load(1);
     check_ok(mr_control_load(c, &good, NULL, NULL, 0, after_ms(5000), &err));
     mr_control_client_close(c);
     mr_control_server_close(m.server);
@@ -394,7 +394,7 @@ static void test_bad_bytes(void **state) {
                      MR_ERR_FORMAT);
     assert_sentence(err, "digest of 3 bytes");
     mr_message tree;
-    mr_load_order order;
+    mr_control_load_order order;
     assert_int_equal(mr_unpack_load(&tree, &order, bomb, 1 << 20, &err), MR_ERR_FORMAT);
     mr_message_free(&tree);
     assert_int_equal(m.unloads + m.drains, 0);
@@ -452,7 +452,7 @@ static void test_lying_server(void **state) {
     const mr_control_client_options to = {.address = l.address, .security = plain};
     check_ok(mr_control_client_open(&c, &to, &err));
     mr_control_status *figures = mr_alloc(sizeof(*figures));
-    const mr_load_order o = good_load(1);
+    const mr_control_load_order o = good_load(1);
     static const struct {
         const char *text;
         size_t bytes;
@@ -692,7 +692,7 @@ static void files_free(files *f) {
 
 static mr_status ask_load(const member *m, mr_rpc_security security, int64_t ms, mr_err *err) {
     mr_control_client *c = client_to(m, security);
-    const mr_load_order o = good_load(1);
+    const mr_control_load_order o = good_load(1);
     const mr_status status = mr_control_load(c, &o, NULL, NULL, 0, after_ms(ms), err);
     mr_control_client_close(c);
     return status;
