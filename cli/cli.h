@@ -11,6 +11,7 @@ int mr_cmd_chat(int argc, char **argv);
 int mr_cmd_logits(int argc, char **argv);
 int mr_cmd_inspect(int argc, char **argv);
 int mr_cmd_split(int argc, char **argv);
+int mr_cmd_plan(int argc, char **argv);
 int mr_cmd_synth(int argc, char **argv);
 
 /* Prints "memrack NAME: sentence" to stderr and returns the exit status that suits it. */

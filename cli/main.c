@@ -20,6 +20,7 @@ static const struct {
     {"logits", mr_cmd_logits, "compute logits of token ids in a safetensors file"},
     {"inspect", mr_cmd_inspect, "show what a model is and what it needs"},
     {"split", mr_cmd_split, "write a model's manifest: grid, maxima, norms, checksums"},
+    {"plan", mr_cmd_plan, "predict memory, bytes, step time and the best grid on a rack"},
     {"synth", mr_cmd_synth, "write a random model of a named shape"},
 };
 enum { COMMAND_COUNT = sizeof(commands) / sizeof(commands[0]) };
