@@ -698,8 +698,7 @@ static void test_models_come_and_go(void **state) {
     third.bytes[0] ^= 2;
     assert_int_equal(open_engine(&second, 0, 1, &err), MR_OK);
     assert_non_null(strchr(mr_engine_numeric_class(second), '/'));
-    assert_int_equal(mr_worker_open(&worker, NULL, other, "unix:/tmp/mr-stage-models", &err),
-                     MR_OK);
+    assert_int_equal(mr_worker_open(&worker, NULL, other, w.address[0], &err), MR_OK);
     assert_int_equal(mr_worker_add(worker, w.whole, w.manifest.digest, &err), MR_OK);
     assert_int_equal(mr_worker_add(worker, second, other, &err), MR_OK);
     assert_int_equal(mr_worker_add(worker, second, other, &err), MR_ERR_ARGUMENT);
