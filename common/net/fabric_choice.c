@@ -1,6 +1,7 @@
 /* fabric_choice.c - see fabric_choice.h. */
 #include "common/net/fabric_choice.h"
 
+#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/net/fabric_ucx.h"
@@ -177,17 +178,22 @@ mr_status mr_link_connect_best(mr_link **out, const mr_fabric_peer *peer,
     mr_status status =
         mr_fabric_choose(&kind, peer, policy, mr_machine_id(), mr_fabric_has_verbs(), err);
     if (status != MR_OK) return status;
+    mr_err why = {{0}};
     if (kind != MR_FABRIC_TCP) {
-        mr_err why = {{0}};
-        status = connect_ucx(out, peer, kind == MR_FABRIC_SHM ? "shm" : "rdma", deadline_ns, &why);
+        const int64_t now = mr_now_ns();
+        const bool may_fall_back = !policy->require_rdma && peer->tcp;
+        const int64_t until =
+            may_fall_back && deadline_ns > now ? now + (deadline_ns - now) / 2 : deadline_ns;
+        status = connect_ucx(out, peer, kind == MR_FABRIC_SHM ? "shm" : "rdma", until, &why);
         if (status == MR_OK) return MR_OK;
-        /* Who is not there over one fabric is not tried over the next. */
-        if (policy->require_rdma || !peer->tcp || status != MR_ERR_UNSUPPORTED)
-            return mr_fail(err, status, "%s", why.text);
-        mr_log_warn("%s: %s; going on over TCP", peer->tcp, why.text);
+        if (!may_fall_back) return mr_fail(err, status, "%s", why.text);
     }
     if (!peer->tcp)
         return mr_fail(err, MR_ERR_ARGUMENT, "%s: there is no TCP address",
                        peer->ucx ? peer->ucx : "the peer");
-    return mr_link_connect(out, peer->tcp, deadline_ns, err);
+    status = mr_link_connect(out, peer->tcp, deadline_ns, err);
+    /* Not for a peer that is gone: it would be said at every attempt. */
+    if (status == MR_OK && why.text[0])
+        mr_log_warn("%s: %s; going on over %s", peer->tcp, why.text, mr_link_transport(*out));
+    return status;
 }

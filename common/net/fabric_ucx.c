@@ -74,7 +74,7 @@ enum {
     AM_BYTES = 1,
     AM_CONTROL = 2,
     SLICE_BYTES = MR_UCX_SEGMENT_BYTES - 256,
-    WINDOW_BYTES = 4 << 20, /* on the way and not taken; the largest frame fits several times */
+    WINDOW_BYTES = 2 << 20, /* on the way and not taken; the largest frame fits several times */
     CREDIT_BYTES = WINDOW_BYTES / 4,
     ARRIVED_BYTES_MAX = WINDOW_BYTES + (1 << 20),
     ACCEPTED_MAX = 64,
@@ -373,6 +373,11 @@ static mr_status ucx_fill(mr_link *link, size_t missing, mr_err *err) {
     ucx_link *u = link->inner;
     mr_queue *in = &link->in;
     (void)missing;
+    const uint64_t taken = consumed(u);
+    if (taken - u->told_consumed >= CREDIT_BYTES && !u->has_control) {
+        u->told_consumed = taken;
+        send_control(u, CREDIT, taken);
+    }
     if (mr_queue_bytes(&u->arrived) == 0) mr_ucx.ucp_worker_progress(u->engine->worker);
     const size_t bytes = mr_queue_bytes(&u->arrived);
     if (bytes > 0) {
@@ -390,11 +395,6 @@ static mr_status ucx_fill(mr_link *link, size_t missing, mr_err *err) {
         return MR_OK;
     }
     if (u->failure != MR_OK) return mr_fail(err, u->failure, "%s", u->why.text);
-    const uint64_t taken = consumed(u);
-    if (taken - u->told_consumed >= CREDIT_BYTES && !u->has_control) {
-        u->told_consumed = taken;
-        send_control(u, CREDIT, taken);
-    }
     return MR_ERR_AGAIN;
 }
 

@@ -69,10 +69,11 @@ static void set_options(ucp_config_t *config) {
                                                : "tcp";
     const struct {
         const char *name, *value;
-    } options[] = {{"TLS", transports},           {"MM_ERROR_HANDLING", "y"},
-                   {"RNDV_THRESH", "inf"},        {"MAX_EAGER_RAILS", "1"},
-                   {"MAX_RNDV_RAILS", "1"},       {"POSIX_SEG_SIZE", "16640"},
-                   {"POSIX_RX_BUFS_GROW", "128"}, {"NET_DEVICES", library.devices}};
+    } options[] = {{"TLS", transports},        {"MM_ERROR_HANDLING", "y"},
+                   {"RNDV_THRESH", "inf"},     {"MAX_EAGER_RAILS", "1"},
+                   {"MAX_RNDV_RAILS", "1"},    {"MM_SEG_SIZE", "16640"},
+                   {"MM_FIFO_SIZE", "256"}, /* two windows of one link: full, it must be polled */
+                   {"MM_RX_BUFS_GROW", "128"}, {"NET_DEVICES", library.devices}};
     _Static_assert(MR_UCX_SEGMENT_BYTES == 16640, "as the text above");
     for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
         if (!options[i].value) continue;

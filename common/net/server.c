@@ -39,6 +39,7 @@ enum {
     IDLE_MS_DEFAULT = 5000,
     LISTEN_BACKLOG = 512,
     DRAIN_READS_MAX = 64,
+    UNARMED_REST_NS = 50000,
     UNARMED_LOOKS = 64, /* at an engine that cannot be slept on, before it is looked at rarely */
 };
 
@@ -497,7 +498,8 @@ static int wait_events(serving *t, struct epoll_event *events) {
         /* An engine with messages that a peer does not take cannot be armed. */
         const bool rests = !spins && ++unarmed > UNARMED_LOOKS;
         if (t->engine && !rests && i % 16 != 0) continue; /* memory is looked at oftener */
-        const int count = epoll_wait(t->epoll, events, EVENTS_AT_ONCE, rests ? 1 : 0);
+        if (rests) nanosleep(&(struct timespec){.tv_nsec = UNARMED_REST_NS}, NULL);
+        const int count = epoll_wait(t->epoll, events, EVENTS_AT_ONCE, 0);
         if (count != 0 || rests) return count;
     }
     return epoll_wait(t->epoll, events, EVENTS_AT_ONCE, timeout_ms);
