@@ -151,6 +151,10 @@ static bool may_come_back(const mr_core *core, const core_live *live) {
     return false;
 }
 
+static bool may_forward(const mr_core *core, const core_live *live) {
+    return core->has_forwarder && !live->request->logits && !live->request->is_forwarded;
+}
+
 /* Why no group of the request's model is there. */
 static mr_err why_not(mr_core *core, const core_live *live) {
     pthread_mutex_lock(&core->lock);
@@ -161,11 +165,17 @@ static mr_err why_not(mr_core *core, const core_live *live) {
     return reason;
 }
 
+void core_say_down(mr_core *core, const mr_err *reason) {
+    pthread_mutex_lock(&core->lock);
+    core->down_reason = *reason;
+    pthread_mutex_unlock(&core->lock);
+}
+
 /* No group at the moment: waits for one, if there is hope. Where groups are given from outside, one
  * that was taken away may come back under another name. */
-static void wait_for_group(mr_core *core, core_live *live) {
+void core_wait_for_group(mr_core *core, core_live *live) {
     const int64_t now = mr_now_ns();
-    const bool has_hope = may_come_back(core, live) || core->has_forwarder ||
+    const bool has_hope = may_come_back(core, live) || may_forward(core, live) ||
                           (live->answers && core->are_groups_given);
     if (live->wait_until_ns == 0) live->wait_until_ns = now + core->worker_wait_ms * MS;
     if (now >= live->wait_until_ns || !has_hope) {
@@ -187,11 +197,11 @@ void core_route(mr_core *core, core_live *live) {
     if (group) {
         status = core_attach(core, group, live, &err);
         if (status == MR_OK) live->wait_until_ns = 0;
-    } else if (status == MR_ERR_UNAVAILABLE && core->has_forwarder && !live->request->logits &&
+    } else if (status == MR_ERR_UNAVAILABLE && may_forward(core, live) &&
                core->forwarder.reaches(core->forwarder.context, &live->digest))
         status = core_forward(core, live, &err);
     if (status == MR_ERR_UNAVAILABLE)
-        wait_for_group(core, live);
+        core_wait_for_group(core, live);
     else if (status != MR_OK)
         core_end(core, live, status, err.text);
 }

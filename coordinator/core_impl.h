@@ -187,6 +187,9 @@ void core_group_linked(mr_core *core, core_message *message);
 void core_take_groups(mr_core *core, core_group *list);
 void core_route(mr_core *core,
                 core_live *live); /* into a group, elsewhere, or to wait; or ends it */
+/* Tried again soon, until it has waited worker_wait_ms. */
+void core_wait_for_group(mr_core *core, core_live *live);
+void core_say_down(mr_core *core, const mr_err *reason);
 void core_pump_all(mr_core *core);
 void core_show_load(mr_core *core, core_group *group);
 void core_due(mr_core *core, int64_t when_ns); /* the timer goes off then, or before */

@@ -128,7 +128,7 @@ static mr_status check_resumed(const mr_request *r, mr_err *err) {
     if (!r->resumed_tokens) return MR_OK;
     for (uint32_t i = 0; i < r->prompt_count * r->choices; i++) {
         sum += r->resumed_tokens[i];
-        if (r->resumed_tokens[i] >= r->new_tokens)
+        if (r->resumed_tokens[i] >= r->new_tokens && !(r->is_complete && r->is_complete[i]))
             return mr_fail(err, MR_ERR_ARGUMENT, "answer %u has all its tokens already", i);
     }
     for (size_t i = 0; i < r->resumed.count; i++)
@@ -182,9 +182,9 @@ static void open_answer(mr_core *core, core_live *live, uint32_t index, const in
                             .prompt = prompt,
                             .prompt_count = count,
                             .new_tokens = new_tokens};
-    if (!r->logits)
-        answer->stream =
-            mr_stream_open(served ? served->tokenizer : core->tokenizer, r->stops, r->logprobs);
+    const mr_tokenizer *tokenizer = served ? served->tokenizer : core->tokenizer;
+    if (r->is_forwarded) tokenizer = NULL;
+    if (!r->logits) answer->stream = mr_stream_open(tokenizer, r->stops, r->logprobs);
 }
 
 /* Once, when it is known what a worker can do. */
@@ -207,10 +207,15 @@ static mr_status open_answers(mr_core *core, core_live *live, const mr_wire_work
         for (uint32_t k = 0; r->resumed_tokens && k < r->resumed_tokens[i]; k++)
             mr_token_list_add(&answer->tokens, *resumed++);
         answer->generated = (uint32_t)answer->tokens.count;
+        if (r->is_complete && r->is_complete[i]) {
+            core_close_answer(answer);
+            live->left--;
+        }
         if (i % r->choices == r->choices - 1) prompt += count;
     }
     mr_count(&core->metrics.prompt_tokens, r->tokens.count);
-    return MR_OK;
+    return live->left > 0 ? MR_OK
+                          : mr_fail(err, MR_ERR_ARGUMENT, "all answers are complete already");
 }
 
 static void schedule(core_group *group, core_answer *answer, mr_sequence **leader) {
@@ -276,7 +281,9 @@ void core_take(mr_core *core, core_message *message) {
     live->request = message->request;
     live->id = message->id;
     live->submitted_ns = message->submitted_ns;
-    live->digest = has_digest(r->model) ? r->model->digest : core->digest;
+    live->digest = has_digest(r->model) ? r->model->digest
+                   : r->is_forwarded    ? r->digest
+                                        : core->digest;
     live->lost = r->lost == MR_LOST_DEFAULT ? core->lost : r->lost;
     live->lost_wait_ms = r->has_lost_wait ? r->lost_wait_ms : core->lost_wait_ms;
     live->next = core->first;
@@ -329,9 +336,13 @@ void core_take_token(mr_core *core, core_answer *answer) {
     mr_stream_part part = {"", 0, NULL, 0, false};
     bool is_read = true;
     observe_token(core, answer);
-    if (is_stop_id(live->request, token))
+    if (is_stop_id(live->request, token)) {
         finish = MR_FINISH_STOP;
-    else {
+        if (live->request->is_forwarded) {
+            part = mr_stream_push(answer->stream, &answer->result);
+            is_read = tell(answer, token, &part, MR_FINISH_NONE);
+        }
+    } else {
         part = mr_stream_push(answer->stream, &answer->result);
         if (part.stopped)
             finish = MR_FINISH_STOP;
@@ -395,7 +406,8 @@ static void take_forward_end(mr_core *core, core_live *live, const mr_forward_ev
     case MR_ERR_STALE:
     case MR_ERR_CANCELLED: /* by its owner, who was shut down */
         mr_count(&core->metrics.failovers, 1);
-        core_route(core, live);
+        core_say_down(core, &event->sentence);
+        core_wait_for_group(core, live); /* not at once: its owner may refuse as quickly again */
         return;
     default:
         core_end(core, live, event->status, event->sentence.text);

@@ -30,6 +30,7 @@ void mr_request_free(mr_request *request) {
     mr_stop_set_close(request->stops);
     mr_token_list_free(&request->resumed);
     free(request->resumed_tokens);
+    free(request->is_complete);
     mr_serving_release(request->model);
     free(request);
 }

@@ -7,6 +7,7 @@
  * Memory: owned by its maker until submitted, by the core afterwards. */
 #ifndef MR_COORDINATOR_REQUEST_H
 #define MR_COORDINATOR_REQUEST_H
+#include "common/base/hash.h"
 #include "coordinator/stream.h"
 
 typedef enum { MR_FINISH_NONE, MR_FINISH_STOP, MR_FINISH_LENGTH } mr_finish;
@@ -73,6 +74,12 @@ typedef struct {
     /* Answers begun elsewhere go on behind these tokens, which are not told again. */
     mr_token_list resumed;
     uint32_t *resumed_tokens; /* [prompt_count * choices] owned; NULL: none */
+    bool *is_complete;        /* the same: not wanted any more; NULL: all are */
+
+    /* From another coordinator: pinned to `digest` without a model of its own; tokens without text
+     * come back, the one that ends an answer too; never forwarded again. */
+    bool is_forwarded;
+    mr_digest digest;
 
     mr_sink sink;
     void *context;
