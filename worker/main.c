@@ -25,7 +25,8 @@ typedef struct {
     const char *model, *registry, *listen, *isa, *stage_text, *blocks_text, *next;
     mr_text_list memshards;
     int64_t threads, kv_blocks, step_tokens, retrieval_timeout_ms, connect_timeout_ms, ready_fd;
-    bool two_trips;
+    int64_t row_cache_bytes, spin_us;
+    bool two_trips, shards_select;
     uint32_t stage, stages, block_first, block_count;
 } settings;
 
@@ -98,6 +99,12 @@ static int parse(settings *s, int argc, char **argv) {
          "how long to wait for memshards and next stage at the start (10000)"},
         {"two-trips", 0, MR_OPT_FLAG, &s->two_trips, 0, 0, NULL,
          "gate on the worker even where one trip would do"},
+        {"row-cache", 0, MR_OPT_INT, &s->row_cache_bytes, 0, 1ll << 50, "BYTES",
+         "keep hot rows of layers without a gate here (0: none)"},
+        {"shards-select", 0, MR_OPT_FLAG, &s->shards_select, 0, 0, NULL,
+         "send queries instead of row ids to memshards that hold the keys"},
+        {"spin-us", 0, MR_OPT_INT, &s->spin_us, 0, 100000, "US",
+         "poll the memshards for so long before waiting; only with a spare core (0)"},
         {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
          "write the address to this descriptor when ready"},
         {0}};
@@ -213,6 +220,9 @@ static mr_status run(const settings *s, mr_err *err) {
                                  .kv_blocks = (uint32_t)s->kv_blocks,
                                  .step_tokens_max = (uint32_t)s->step_tokens,
                                  .two_trips = s->two_trips,
+                                 .topk = s->shards_select,
+                                 .row_cache_bytes = (uint64_t)s->row_cache_bytes,
+                                 .spin_us = (uint32_t)s->spin_us,
                                  .stage = s->stage,
                                  .stages = s->stages,
                                  .block_first = s->block_first,

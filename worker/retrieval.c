@@ -329,6 +329,12 @@ static void clear(mr_retrieval *r) {
     r->q.value_exponent = r->exponent;
 }
 
+/* That the shards do not select is for finish to say: its caller asks by ids then. */
+static mr_status leave_early(mr_retrieval *r, mr_err *err) {
+    if (r->failure == MR_OK || (r->failure == MR_ERR_UNSUPPORTED && r->q.query)) return MR_OK;
+    return leave(r, err);
+}
+
 mr_status mr_retrieval_begin(mr_retrieval *r, const mr_retrieval_request *request, mr_err *err) {
     mr_status status;
     assert(r->phase == MR_IDLE && r->failure == MR_OK);
@@ -355,11 +361,11 @@ mr_status mr_retrieval_begin(mr_retrieval *r, const mr_retrieval_request *reques
         return status;
     }
     advance(r, true);
-    return r->failure == MR_OK ? MR_OK : leave(r, err);
+    return leave_early(r, err);
 }
 
 mr_status mr_retrieval_progress(mr_retrieval *r, mr_err *err) {
-    if (r->phase == MR_IDLE) return MR_OK;
+    if (r->phase == MR_IDLE || r->failure != MR_OK) return MR_OK;
     advance(r, false);
     if (r->failure == MR_OK && r->phase == MR_DOTTING && r->open_count == 0) {
         const mr_status status = start_pool(r, err);
@@ -369,7 +375,7 @@ mr_status mr_retrieval_progress(mr_retrieval *r, mr_err *err) {
         }
         advance(r, false);
     }
-    return r->failure == MR_OK ? MR_OK : leave(r, err);
+    return leave_early(r, err);
 }
 
 mr_status mr_retrieval_finish(mr_retrieval *r, float *out, float *dot, mr_err *err) {
@@ -378,6 +384,7 @@ mr_status mr_retrieval_finish(mr_retrieval *r, float *out, float *dot, mr_err *e
     for (;;) {
         const mr_status status = mr_retrieval_progress(r, err);
         if (status != MR_OK) return status;
+        if (r->failure != MR_OK) return leave(r, err);
         if (r->phase == MR_POOLING && r->open_count == 0) break;
         if (r->open_count > 0) wait_some(r);
         if (r->failure != MR_OK) return leave(r, err);
