@@ -75,4 +75,14 @@ mr_status mr_cluster_delete_model(mr_cluster *c, const char *name, int64_t deadl
 mr_status mr_cluster_claim(mr_cluster *c, const mr_owner_record *owner, int64_t deadline_ns,
                            mr_err *err);
 
+/* A view as one JSON object: what a static file is, and what state_folder keeps.
+ *
+ *   {"cluster": NAME, "members": [record, ...], "models": [...], "maps": [...], "owners": [...],
+ *    "next_maps": [...], "leader": ID, "leader_epoch": N, "unlisted": ["worker/w1", ...]}
+ *
+ * All but "cluster" may be missing; unknown keys are refused. Every record is read by the parsers
+ * of view.h, and one that is not good refuses the whole file. *out has one reference. */
+mr_status mr_view_load(const mr_view **out, const char *path, mr_err *err);
+mr_status mr_view_save(const mr_view *view, const char *path, mr_err *err);
+
 #endif

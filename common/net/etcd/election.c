@@ -26,13 +26,15 @@ static bool parse_token(const char *text, uint64_t *token, size_t *used) {
     if (!isdigit((unsigned char)text[0])) return false;
     *token = strtoull(text, &end, 10);
     *used = (size_t)(end - text);
-    return *used < 20 && *token > 0;
+    return *used < 20 && *token > 0 && *token < UINT64_C(1) << 62; /* room to grow */
 }
 
 mr_status etcd_leader_parse(etcd_leader *out, const etcd_kv *kv, mr_err *err) {
     size_t used;
 
     *out = (etcd_leader){0};
+    if (kv->lease == 0)
+        return mr_fail(err, MR_ERR_FORMAT, "the leader's key has no lease: no leader put it");
     if (!parse_token(kv->value, &out->token, &used) || kv->value[used] != ' ')
         return mr_fail(err, MR_ERR_FORMAT, "the leader's key does not begin with a token: %.40s",
                        kv->value);
@@ -68,8 +70,9 @@ typedef struct {
     etcd_bytes value;
     int64_t lease;
     uint64_t floor;
-    int64_t token_mod; /* revision of the token's key as last seen; 0: it is not there */
-    uint64_t token;    /* on success: ours */
+    int64_t token_mod;  /* revision of the token's key as last seen; 0: it is not there */
+    int64_t leader_mod; /* of the leader's key, where what it holds is no leader; else 0 */
+    uint64_t token;     /* on success: ours */
 } candidate;
 
 /* The transaction failed: somebody leads, or the token was another one. MR_ERR_AGAIN: try again. */
@@ -81,10 +84,17 @@ static mr_status learn(candidate *c, const etcd_txn_result *result, mr_err *err)
 
     if (leaders == NULL || tokens == NULL)
         return mr_fail(err, MR_ERR_FORMAT, "etcd did not say who leads");
+    c->token_mod = tokens->count > 0 ? tokens->kvs[0].mod_revision : 0;
+    if (tokens->count > 0 && parse_token(tokens->kvs[0].value, &token, &used) && token > c->floor)
+        c->floor = token; /* what is not a token is written over */
+    c->leader_mod = 0;
     if (leaders->count > 0) {
         etcd_leader leader;
         mr_status status = etcd_leader_parse(&leader, &leaders->kvs[0], err);
-        if (status != MR_OK) return status;
+        if (status != MR_OK) { /* whoever put that leads nobody: it is written over */
+            c->leader_mod = leaders->kvs[0].mod_revision;
+            return MR_ERR_AGAIN;
+        }
         const bool is_us = leader.lease == c->lease && leader.bytes == c->value.bytes &&
                            memcmp(leader.value, c->value.data, leader.bytes) == 0;
         c->token = leader.token;
@@ -92,9 +102,6 @@ static mr_status learn(candidate *c, const etcd_txn_result *result, mr_err *err)
         etcd_leader_clear(&leader);
         return status;
     }
-    c->token_mod = tokens->count > 0 ? tokens->kvs[0].mod_revision : 0;
-    if (tokens->count > 0 && parse_token(tokens->kvs[0].value, &token, &used) && token > c->floor)
-        c->floor = token; /* what is not a token is written over */
     return MR_ERR_AGAIN;
 }
 
@@ -103,7 +110,7 @@ static mr_status campaign_once(candidate *c, int64_t deadline_ns, mr_err *err) {
         char *text = mr_format("%llu", (unsigned long long)c->floor + 1);
         char *full = mr_format("%s %.*s", text, (int)c->value.bytes, (const char *)c->value.data);
         const etcd_compare compares[] = {
-            {.key = etcd_text(c->name), .target = ETCD_CREATE, .number = 0},
+            {.key = etcd_text(c->name), .target = ETCD_MOD, .number = c->leader_mod},
             {.key = etcd_text(c->token_name), .target = ETCD_MOD, .number = c->token_mod}};
         const etcd_op then[] = {
             {.kind = ETCD_OP_PUT,

@@ -66,6 +66,7 @@ void etcd_list_free(etcd_list *list); /* NULL is fine */
 typedef struct {
     etcd_bytes key;
     bool is_prefix;   /* all keys that begin with key; an empty key: all there are */
+    etcd_bytes after; /* of a prefix only keys behind this one: the next page; empty: all */
     int64_t limit;    /* 0: none */
     int64_t revision; /* of the past; 0: now */
     bool keys_only;

@@ -90,6 +90,11 @@ mr_status etcd_get(etcd_client *client, const etcd_query *query, int64_t deadlin
     *out = NULL;
     request.key = range_start(query->key, query->is_prefix);
     if (query->is_prefix) request.range_end = etcd_prefix_end(query->key);
+    char *after = NULL;
+    if (query->is_prefix && query->after.bytes > 0) { /* the zero behind the copy is the next key */
+        after = mr_strndup(query->after.data, query->after.bytes);
+        request.key = (ProtobufCBinaryData){query->after.bytes + 1, (uint8_t *)after};
+    }
     request.limit = query->limit;
     request.revision = query->revision;
     request.keys_only = query->keys_only;
@@ -97,6 +102,7 @@ mr_status etcd_get(etcd_client *client, const etcd_query *query, int64_t deadlin
     const mr_status status =
         etcd_ask(client, &range_method, &request.base, deadline_ns, &answer, NULL, err);
     free(request.range_end.data);
+    free(after);
     if (status != MR_OK) return status;
     *out = etcd_list_of((const Etcdserverpb__RangeResponse *)answer);
     etcd_free_message(answer);
