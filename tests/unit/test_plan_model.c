@@ -8,7 +8,7 @@
 
 static mr_plan_subject subject_of(const char *preset) {
     mr_shape shape;
-    mr_plan_subject s;
+    mr_plan_subject s = {0};
     mr_err err = {{0}};
     if (mr_preset_find(&shape, preset, &err) != MR_OK ||
         mr_plan_subject_of_shape(&s, &shape, &err) != MR_OK)
