@@ -309,6 +309,8 @@ static void publish_load(load *l) {
     if (!before && now) l->home->uses++;
     if (before || now) publish(shard, before, now);
     shard->mapped_bytes += l->plan.mapped_bytes;
+    for (uint32_t i = 0; shard->scrub && i < l->opened_count; i++)
+        mr_scrub_add(shard->scrub, l->opened[i]);
     pthread_mutex_unlock(&shard->changes);
 }
 
@@ -456,6 +458,10 @@ void mr_memshard_set_cell_options(mr_memshard *shard, const mr_cell_options *opt
     shard->cell_options = *options;
 }
 
+void mr_memshard_set_scrub(mr_memshard *shard, mr_scrub *scrub) {
+    shard->scrub = scrub;
+}
+
 /* --- unloading -------------------------------------------------------------------------------- */
 
 static uint64_t mapped_bytes_of(const mr_memshard *shard, const mr_held *held) {
@@ -483,6 +489,7 @@ static bool unload_part(mr_memshard *shard, mr_model_held *part, const uint32_t 
         publish(shard, part, now);
         for (uint32_t i = 0; i < freed_count; i++) {
             shard->mapped_bytes -= mapped_bytes_of(shard, freed[i]);
+            if (shard->scrub) mr_scrub_remove(shard->scrub, freed[i]);
             mr_held_close(freed[i]);
         }
         atomic_fetch_add(&shard->counts.unloads, 1);

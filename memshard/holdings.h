@@ -10,6 +10,7 @@
 #ifndef MR_MEMSHARD_HOLDINGS_H
 #define MR_MEMSHARD_HOLDINGS_H
 #include "common/net/view.h"
+#include "memshard/scrub.h"
 #include "memshard/serve.h"
 
 /* A model's tables, opened. What is borrowed lives until close. */
@@ -38,6 +39,10 @@ typedef mr_status (*mr_source_opener)(void *context, mr_table_source *out,
 void mr_memshard_set_opener(mr_memshard *shard, mr_source_opener opener, void *context);
 /* How cells are opened: a tier, no checksums. Before the first load. */
 void mr_memshard_set_cell_options(mr_memshard *shard, const mr_cell_options *options);
+
+/* Every cell loaded from now on is scrubbed until it is unloaded. Borrowed until the shard closes.
+ * What the scrubber calls for a bad cell must not unload it in that thread: post it elsewhere. */
+void mr_memshard_set_scrub(mr_memshard *shard, mr_scrub *scrub);
 
 /* A shard that holds nothing yet. */
 mr_status mr_memshard_open_empty(mr_memshard **out, const mr_ops *ops, mr_err *err);

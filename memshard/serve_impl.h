@@ -84,6 +84,7 @@ struct mr_memshard {
     mr_source_opener opener;
     void *opener_context;
     mr_cell_options cell_options;
+    mr_scrub *scrub;         /* borrowed; NULL: none */
     pthread_mutex_t loading; /* one load at a time */
     pthread_mutex_t changes; /* guards homes, mapped_bytes and who replaces `held` */
     mr_home *homes;

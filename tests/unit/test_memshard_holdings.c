@@ -528,7 +528,14 @@ static void test_changes_while_asked(void **state) {
     pthread_t threads[ASKERS];
     asking askers[ASKERS];
     uint64_t seed = 3;
+    mr_scrub *scrub;
+    mr_err err;
     mr_memshard *shard = open_shard();
+    assert_int_equal(mr_scrub_open(&scrub,
+                                   &(mr_scrub_options){.bytes_per_second = 1u << 30, .pause_ms = 1},
+                                   &err),
+                     MR_OK);
+    mr_memshard_set_scrub(shard, scrub);
     for (int i = 0; i < MODELS; i++) load(shard, i, two_rows, 0);
     mr_server *server = serve(shard, 2);
     for (int i = 0; i < ASKERS; i++) {
@@ -556,6 +563,10 @@ static void test_changes_while_asked(void **state) {
     }
     mr_server_close(server);
     mr_memshard_close(shard);
+    mr_scrub_counters scrubbed;
+    mr_scrub_count(scrub, &scrubbed);
+    assert_true(scrubbed.chunks > 0 && scrubbed.failures == 0);
+    mr_scrub_close(scrub);
 }
 
 int main(void) {

@@ -368,7 +368,12 @@ static void test_what_does_not_fit(void **state) {
     bad = pooled;
     bad.x_columns = 0;
     refused(link, &bad, MR_ERR_MISMATCH, "takes an x of");
-    check_chosen(link, 0, 0, 2);
+    const float kept = w.layers[0].query[0];
+    w.layers[0].query[0] = 3e38f; /* finite, but no score that comes of it */
+    w.layers[0].query[1] = 3e38f;
+    refused(link, &ids, MR_ERR_RANGE, "not a finite number");
+    w.layers[0].query[0] = kept;
+    refused(link, &ids, MR_ERR_RANGE, "not a finite number");
     mr_link_close(link);
     mr_memshard_close(shard);
     close_case();
