@@ -1,28 +1,39 @@
-/* roundtrip.c - what does a retrieval cost beyond the socket it travels on?
+/* roundtrip.c - what does a retrieval cost beyond the fabric it travels on?
  *
- * Against a running memshard (--connect), one request at a time: a pooled gather of --tokens tokens
- * of one memory layer's first cell. In turn with it, in the same run: a bare ping-pong of the same
- * number of bytes each way over a TCP socket of this machine whose other end only reads and writes,
- * and the shard's own work alone (the same frames through an in-process link). What the round trip
- * needs beyond the last two is what the frames, the session and the waiting cost.
- * One CSV line on stdout; --help says the columns. Threads: this one; the ping-pong's other end is
- * a child process. */
+ * Against a memshard, one request at a time: a pooled gather of --tokens tokens of one memory
+ * layer's first cell. The memshard is one that runs already (--connect), or a child of this process
+ * with one serving thread, over --fabric tcp, unix or shm, with a MAC on every frame if --mac. In
+ * turn with it, in the same run: a bare ping-pong of the same number of bytes each way on the same
+ * fabric (a socket whose other end only reads and writes; for shm two processes that copy the bytes
+ * in and out of a shared page and look for each other's flag), and the shard's own work alone (the
+ * same frames through an in-process link). What the round trip needs beyond the last two is what
+ * the frames, the session and the waiting cost. With --spin-us both sides of all of them look for
+ * so long before they sleep; the bare shm ping-pong always looks.
+ * One CSV line on stdout; --help says the columns. Threads: this one; the other ends are child
+ * processes. */
 #include "common/base/clock.h"
 #include "common/base/mem.h"
 #include "common/base/options.h"
 #include "common/model/manifest.h"
-#include "common/net/fabric.h"
+#include "common/net/fabric_choice.h"
 #include "common/net/frames.h"
+#include "common/net/keys.h"
+#include "common/net/server.h"
 #include "common/ops/team.h"
 #include "memshard/serve.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -62,13 +73,13 @@ static mr_status make_question(question *q, const mr_model *model, const mr_mani
     const uint32_t last_core = (cell.column_first + cell.columns - 1) / core_columns;
     uint64_t state = 0x9e3779b97f4a7c15u;
     *q = (question){0};
-    q->fixed = (mr_wire_retrieve){
-        .mode = MR_RETRIEVE_POOL,
-        .accumulator_bits = (uint16_t)manifest->tables[layer->table].accumulator_bits,
-        .tokens = tokens,
-        .entries = tokens * layer->entries,
-        .core_first = (uint16_t)(cell.column_first / core_columns),
-        .slots = (uint16_t)layer->slots_out};
+    q->fixed = (mr_wire_retrieve){.mode = MR_RETRIEVE_POOL,
+                                  .accumulator_bits =
+                                      (uint16_t)manifest->tables[layer->table].accumulator_bits,
+                                  .tokens = tokens,
+                                  .entries = tokens * layer->entries,
+                                  .core_first = (uint16_t)(cell.column_first / core_columns),
+                                  .slots = (uint16_t)layer->slots_out};
     q->fixed.cores = (uint16_t)(last_core - q->fixed.core_first + 1);
     mr_status status = mr_retrieve_lay_out(&q->layout, &q->fixed, err);
     if (status == MR_OK)
@@ -127,12 +138,27 @@ static mr_status time_link(timing *out, mr_link *link, const question *q, double
     return MR_OK;
 }
 
-/* --- the bare socket -------------------------------------------------------------------------- */
+/* --- the bare ping-pong ----------------------------------------------------------------------- */
 
-static bool move_all(int fd, uint8_t *data, size_t bytes, bool out) {
+typedef struct {
+    const char *fabric; /* "tcp", "unix" or "shm" */
+    size_t up, down;
+    bool spins;
+    int fd; /* sockets */
+    pid_t child;
+    struct {
+        atomic_uint turn; /* even: the asker's */
+        uint8_t data[2 << 20];
+    } * page; /* shm */
+    uint8_t *mine;
+} bare_pair;
+
+static bool move_all(const bare_pair *p, int fd, size_t bytes, bool out) {
+    uint8_t *data = p->mine;
     while (bytes > 0) {
-        const ssize_t done = out ? write(fd, data, bytes) : read(fd, data, bytes);
-        if (done < 0 && errno == EINTR) continue;
+        const ssize_t done = out ? send(fd, data, bytes, MSG_NOSIGNAL)
+                                 : recv(fd, data, bytes, p->spins ? MSG_DONTWAIT : 0);
+        if (done < 0 && (errno == EINTR || errno == EAGAIN)) continue;
         if (done <= 0) return false;
         data += done;
         bytes -= (size_t)done;
@@ -140,56 +166,175 @@ static bool move_all(int fd, uint8_t *data, size_t bytes, bool out) {
     return true;
 }
 
-/* Connects to a child that answers every `up` bytes with `down` bytes; -1 on failure. */
-static int open_ping_pong(size_t up, size_t down, pid_t *child) {
-    struct sockaddr_in address = {.sin_family = AF_INET,
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t length = sizeof(address);
-    const int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || bind(listener, (struct sockaddr *)&address, sizeof(address)) != 0 ||
-        listen(listener, 1) != 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &length) != 0)
-        return -1;
-    *child = fork();
-    if (*child == 0) {
-        uint8_t *data = mr_alloc(up > down ? up : down);
-        const int fd = accept(listener, NULL, NULL);
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-        while (fd >= 0 && move_all(fd, data, up, false) && move_all(fd, data, down, true)) continue;
-        _exit(0);
-    }
-    close(listener);
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) != 0) return -1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    return fd;
+/* Waits until the turn is odd or even, as wanted. */
+static void await_turn(bare_pair *p, uint32_t odd) {
+    for (uint32_t i = 1; (atomic_load_explicit(&p->page->turn, memory_order_acquire) & 1) != odd;
+         i++)
+        if (i % 4096 == 0) sched_yield();
 }
 
-static mr_status time_bare(timing *out, int fd, size_t up, size_t down, double seconds,
-                           int64_t *sample, mr_err *err) {
+static bool ask_bare(bare_pair *p) {
+    if (!p->page) return move_all(p, p->fd, p->up, true) && move_all(p, p->fd, p->down, false);
+    memcpy(p->page->data, p->mine, p->up);
+    atomic_fetch_add_explicit(&p->page->turn, 1, memory_order_release);
+    await_turn(p, 0);
+    memcpy(p->mine, p->page->data, p->down);
+    return true;
+}
+
+static void answer_bare(bare_pair *p, int fd) {
+    for (;;) {
+        if (!p->page) {
+            if (!move_all(p, fd, p->up, false) || !move_all(p, fd, p->down, true)) _exit(0);
+            continue;
+        }
+        await_turn(p, 1);
+        memcpy(p->mine, p->page->data, p->up);
+        memcpy(p->page->data, p->mine, p->down);
+        atomic_fetch_add_explicit(&p->page->turn, 1, memory_order_release);
+    }
+}
+
+/* A connected pair over TCP's loopback. */
+static bool tcp_pair(int fds[2]) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof(address);
+    const int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listener < 0 || fds[0] < 0 ||
+        bind(listener, (struct sockaddr *)&address, sizeof(address)) != 0 ||
+        listen(listener, 1) != 0 ||
+        getsockname(listener, (struct sockaddr *)&address, &length) != 0 ||
+        connect(fds[0], (struct sockaddr *)&address, sizeof(address)) != 0)
+        return false;
+    fds[1] = accept(listener, NULL, NULL);
+    close(listener);
+    for (int i = 0; i < 2; i++) setsockopt(fds[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    return fds[1] >= 0;
+}
+
+static mr_status open_bare(bare_pair *p, mr_err *err) {
+    int fds[2] = {-1, -1};
+    p->fd = -1;
+    p->mine = mr_alloc(p->up > p->down ? p->up : p->down);
+    if (!strcmp(p->fabric, "shm")) {
+        p->page =
+            mmap(NULL, sizeof(*p->page), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (p->page == MAP_FAILED) return mr_fail(err, MR_ERR_NOMEM, "no shared page");
+    } else if (!strcmp(p->fabric, "unix") ? socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0
+                                          : !tcp_pair(fds))
+        return mr_fail(err, MR_ERR_IO, "bare socket: %s", strerror(errno));
+    p->child = fork();
+    if (p->child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        if (fds[0] >= 0) close(fds[0]);
+        answer_bare(p, fds[1]);
+    }
+    if (fds[1] >= 0) close(fds[1]);
+    p->fd = fds[0];
+    return p->child > 0 ? MR_OK : mr_fail(err, MR_ERR_IO, "fork: %s", strerror(errno));
+}
+
+static void close_bare(bare_pair *p) {
+    if (p->fd >= 0) close(p->fd);
+    if (p->child > 0) {
+        kill(p->child, SIGKILL);
+        waitpid(p->child, NULL, 0);
+    }
+    free(p->mine);
+}
+
+static mr_status time_bare(timing *out, bare_pair *p, double seconds, int64_t *sample,
+                           mr_err *err) {
     uint32_t count = 0;
-    uint8_t *data = mr_alloc(up > down ? up : down);
     const int64_t until = mr_now_ns() + (int64_t)(seconds * 1e9);
     while (count < SAMPLES_MAX && mr_now_ns() < until) {
         const int64_t begin = mr_now_ns();
-        if (!move_all(fd, data, up, true) || !move_all(fd, data, down, false)) {
-            free(data);
-            return mr_fail(err, MR_ERR_IO, "the bare socket broke: %s", strerror(errno));
-        }
+        if (!ask_bare(p))
+            return mr_fail(err, MR_ERR_IO, "the bare pair broke: %s", strerror(errno));
         sample[count++] = mr_now_ns() - begin;
     }
-    free(data);
     *out = timing_of(sample, count);
     return MR_OK;
 }
 
-/* --- all together ----------------------------------------------------------------------------- */
+/* --- a memshard of its own -------------------------------------------------------------------- */
 
 typedef struct {
-    const char *model, *address;
-    int64_t tokens, rounds;
+    const char *model, *address, *fabric, *grid;
+    int64_t tokens, rounds, spin_us;
     double seconds;
+    bool mac;
+    mr_session_key key;
 } settings;
+
+enum { ADDRESS_BYTES = 300 };
+
+/* In the child: writes its address, then serves until it is killed. */
+static mr_status serve(const settings *s, int report, mr_err *err) {
+    mr_model *model;
+    mr_manifest manifest;
+    mr_memshard *shard;
+    mr_server *server;
+    mr_grid grid;
+    char path[ADDRESS_BYTES];
+    const bool is_shm = !strcmp(s->fabric, "shm"), is_unix = !strcmp(s->fabric, "unix");
+    mr_keys *keys = mr_keys_open();
+    snprintf(path, sizeof(path), "unix:/tmp/mr-bench-%ld.sock", (long)getpid());
+    mr_status status = mr_grid_parse(&grid, s->grid, err);
+    if (status == MR_OK && s->mac) status = mr_keys_add(keys, &s->key, 0, err);
+    if (status == MR_OK) status = mr_model_open(&model, s->model, err);
+    if (status == MR_OK) status = mr_manifest_load(&manifest, model, NULL, NULL, err);
+    if (status == MR_OK)
+        status = mr_memshard_open(&shard, model, &manifest, NULL, grid, 0,
+                                  grid.row_groups * grid.width_slices, err);
+    if (status != MR_OK) return status;
+    const mr_wire_cell cell = {0};
+    const mr_server_options options = {.address = is_unix ? path : "127.0.0.1:0",
+                                       .ucx = is_shm ? "127.0.0.1:0" : NULL,
+                                       .role = MR_ROLE_MEMSHARD,
+                                       .digest = manifest.digest,
+                                       .welcome_tail = &cell,
+                                       .welcome_tail_bytes = sizeof(cell),
+                                       .cell_count = 1,
+                                       .grid_rows = grid.row_groups,
+                                       .grid_columns = grid.width_slices,
+                                       .handler = mr_memshard_handle,
+                                       .context = shard,
+                                       .keys = keys,
+                                       .is_key_required = s->mac};
+    status = mr_server_open(&server, &options, err);
+    if (status != MR_OK) return status;
+    dprintf(report, "%s%s\n", is_shm ? "ucx:" : "",
+            is_shm ? mr_server_ucx(server) : mr_server_address(server));
+    close(report);
+    for (;;) pause();
+}
+
+/* Before this process has threads of its own. */
+static mr_status start_memshard(const settings *s, char address[ADDRESS_BYTES], pid_t *child,
+                                mr_err *err) {
+    int report[2];
+    if (pipe(report) != 0) return mr_fail(err, MR_ERR_IO, "pipe: %s", strerror(errno));
+    *child = fork();
+    if (*child == 0) {
+        mr_err why = {{0}};
+        close(report[0]);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        serve(s, report[1], &why);
+        fprintf(stderr, "bench_roundtrip: memshard: %s\n", why.text);
+        _exit(1);
+    }
+    close(report[1]);
+    FILE *file = fdopen(report[0], "r");
+    const bool good = file && fgets(address, ADDRESS_BYTES, file);
+    if (file) fclose(file);
+    if (!good) return mr_fail(err, MR_ERR_UNAVAILABLE, "the memshard did not start");
+    address[strcspn(address, "\n")] = '\0';
+    return MR_OK;
+}
+
+/* --- all together ----------------------------------------------------------------------------- */
 
 static int by_value(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -206,18 +351,17 @@ static mr_status measure(const settings *s, mr_link *link, mr_link *loop, const 
     enum { ROUNDS_MAX = 99 };
     double remote[ROUNDS_MAX], remote99[ROUNDS_MAX], bare[ROUNDS_MAX], bare99[ROUNDS_MAX],
         local[ROUNDS_MAX], ratio[ROUNDS_MAX];
-    const size_t up = sizeof(mr_wire_header) + q->layout.bytes;
-    const size_t down = sizeof(mr_wire_header) + q->answer_bytes;
+    bare_pair pair = {.fabric = s->fabric,
+                      .up = sizeof(mr_wire_header) + q->layout.bytes,
+                      .down = sizeof(mr_wire_header) + q->answer_bytes,
+                      .spins = s->spin_us > 0};
     int64_t *sample = mr_alloc_array(SAMPLES_MAX, sizeof(*sample));
-    pid_t child = -1;
-    mr_status status = MR_OK;
-    const int fd = open_ping_pong(up, down, &child);
-    if (fd < 0) status = mr_fail(err, MR_ERR_IO, "bare socket: %s", strerror(errno));
+    mr_status status = open_bare(&pair, err);
     const size_t rounds = (size_t)s->rounds;
     for (size_t i = 0; i < rounds && status == MR_OK; i++) {
         timing far = {0}, plain = {0}, near = {0};
         status = time_link(&far, link, q, s->seconds, sample, err);
-        if (status == MR_OK) status = time_bare(&plain, fd, up, down, s->seconds, sample, err);
+        if (status == MR_OK) status = time_bare(&plain, &pair, s->seconds, sample, err);
         if (status == MR_OK) status = time_link(&near, loop, q, s->seconds / 2, sample, err);
         if (status != MR_OK) break;
         remote[i] = far.p50_us;
@@ -230,21 +374,19 @@ static mr_status measure(const settings *s, mr_link *link, mr_link *loop, const 
     if (status == MR_OK) {
         const double far = middle(remote, rounds), plain = middle(bare, rounds),
                      near = middle(local, rounds);
+        if (!s->address)
+            printf("%s,%s,%d,", mr_link_transport(link), s->mac ? "yes" : "no", (int)s->spin_us);
         printf("%u,%u,%u,%u,%zu,%zu,%.1f,%.1f,%.1f,%.1f,%.1f,%.2f,%.1f\n", q->fixed.tokens,
-               q->fixed.entries, q->fixed.slots, q->fixed.accumulator_bits, up, down, far,
+               q->fixed.entries, q->fixed.slots, q->fixed.accumulator_bits, pair.up, pair.down, far,
                middle(remote99, rounds), plain, middle(bare99, rounds), near, middle(ratio, rounds),
                far - plain - near);
     }
-    if (fd >= 0) close(fd);
-    if (child > 0) {
-        kill(child, SIGTERM);
-        waitpid(child, NULL, 0);
-    }
+    close_bare(&pair);
     free(sample);
     return status;
 }
 
-static mr_status run(const settings *s, mr_err *err) {
+static mr_status run(const settings *s, const char *address, mr_err *err) {
     static uint8_t welcome[WELCOME_BYTES];
     mr_model *model = NULL;
     mr_manifest manifest = {0};
@@ -259,7 +401,8 @@ static mr_status run(const settings *s, mr_err *err) {
     if (mr_model_memory_count(model) == 0)
         status = mr_fail(err, MR_ERR_ARGUMENT, "%s has no memory layers", s->model);
     if (status == MR_OK) status = mr_manifest_load(&manifest, model, NULL, NULL, err);
-    if (status == MR_OK) status = mr_link_connect(&link, s->address, deadline, err);
+    if (status == MR_OK) status = mr_link_connect(&link, address, deadline, err);
+    if (status == MR_OK && s->mac) mr_link_set_key(link, &s->key);
     const mr_session_hello hello = {MR_ROLE_WORKER, MR_ROLE_MEMSHARD, manifest.digest};
     if (status == MR_OK)
         status = mr_session_open(link, &hello, deadline, welcome, sizeof(welcome), &bytes, err);
@@ -285,27 +428,46 @@ close_all:
 }
 
 int main(int argc, char **argv) {
-    settings s = {.tokens = 1, .rounds = 7, .seconds = 0.5};
+    settings s = {.tokens = 1, .rounds = 7, .seconds = 0.5, .fabric = "tcp", .grid = "1x1"};
     const mr_option options[] = {
         {"model", 0, MR_OPT_TEXT, &s.model, 0, 0, "DIR", "the model the memshard has"},
-        {"connect", 0, MR_OPT_TEXT, &s.address, 0, 0, "ADDR", "of the memshard with cell 0"},
+        {"connect", 0, MR_OPT_TEXT, &s.address, 0, 0, "ADDR",
+         "of a running memshard with cell 0 (else one is started)"},
+        {"fabric", 0, MR_OPT_TEXT, &s.fabric, 0, 0, "NAME", "tcp, unix or shm (tcp)"},
+        {"grid", 0, MR_OPT_TEXT, &s.grid, 0, 0, "GxW", "of the memshard that is started (1x1)"},
+        {"mac", 0, MR_OPT_FLAG, &s.mac, 0, 0, NULL, "a MAC on every frame"},
+        {"spin-us", 0, MR_OPT_INT, &s.spin_us, 0, 1000000, "N", "look so long before sleeping (0)"},
         {"tokens", 0, MR_OPT_INT, &s.tokens, 1, 4096, "N", "tokens a request (1)"},
         {"rounds", 0, MR_OPT_INT, &s.rounds, 1, 99, "N", "rounds of all three (7)"},
         {"seconds", 0, MR_OPT_DOUBLE, &s.seconds, 0.01, 60, "S", "length of a round (0.5)"},
         {0}};
     const mr_command_spec spec = {
-        "bench_roundtrip --model DIR --connect ADDR [options]",
-        "Prints tokens,rows,slots,accumulator_bits,bytes_up,bytes_down,retrieve_p50_us,\n"
+        "bench_roundtrip --model DIR [--connect ADDR | --fabric NAME] [options]",
+        "Prints "
+        "[transport,mac,spin_us,]tokens,rows,slots,accumulator_bits,bytes_up,bytes_down,retrieve_"
+        "p50_us,\n"
         "retrieve_p99_us,bare_p50_us,bare_p99_us,shard_work_p50_us,retrieve_to_bare,rest_us.",
         options, 0, 0};
     mr_err err = {{0}};
     int count;
     mr_status status = mr_options_parse(&spec, argc, argv, NULL, &count, &err);
     if (status == MR_ERR_CANCELLED) return 0;
-    if (status == MR_OK && (!s.model || !s.address))
-        status = mr_fail(&err, MR_ERR_ARGUMENT, "--model and --connect are needed; try --help");
+    if (status == MR_OK && !s.model)
+        status = mr_fail(&err, MR_ERR_ARGUMENT, "--model is needed; try --help");
+    if (status == MR_OK && s.address && s.mac)
+        status = mr_fail(&err, MR_ERR_ARGUMENT, "--mac needs a memshard of its own");
     mr_float_environment();
-    if (status == MR_OK) status = run(&s, &err);
+    mr_fabric_set_spin((uint32_t)s.spin_us);
+    char address[ADDRESS_BYTES] = {0};
+    pid_t child = -1;
+    if (status == MR_OK) status = mr_key_make(&s.key, &err);
+    if (status == MR_OK && !s.address) status = start_memshard(&s, address, &child, &err);
+    if (status == MR_OK) status = run(&s, s.address ? s.address : address, &err);
+    if (child > 0) {
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
+    }
+    if (!s.address && strncmp(address, "unix:", 5) == 0) unlink(address + 5);
     if (status == MR_OK) return 0;
     fprintf(stderr, "bench_roundtrip: %s\n", err.text);
     return 1;

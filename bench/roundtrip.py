@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Retrieval round trip over TCP loopback against a bare socket ping-pong of the same bytes.
+"""Retrieval round trip against a bare ping-pong of the same bytes on the same fabric.
 
-    bench/roundtrip.py BUILD_DIR [--quick]
+    bench/roundtrip.py BUILD_DIR [--quick] [--fabrics]
+
+Without --fabrics over TCP loopback, for several grids; with it over TCP, Unix sockets and shared memory, with and
+without a MAC on every frame, sleeping and looking first (bench/results/roundtrip_fabric.csv).
 
 Writes a random model (an UltraMem table of the 1.6B preset's row shape, fewer rows), starts one
 memrack-memshard for it per grid, and adds rows to bench/results/roundtrip.csv."""
@@ -40,18 +43,41 @@ def start_memshard(build, model, grid):
     return process, address
 
 
+FABRIC_COLUMNS = ["model", "grid", "transport", "mac", "spin_us"] + COLUMNS[2:] + ["others_busy_cores"]
+
+
+def fabrics(bench, name, model, quick):
+    """One memshard thread and one asker, a core each where there are two."""
+    record.wait_until_quiet()
+    for fabric in ("tcp", "unix", "shm"):
+        for spin in (0, 200):
+            for mac in ([], ["--mac"]):
+                for tokens in (1,) if quick else (1, 32):
+                    busy = record.busy_cores()  # figures beside more than a tenth of a core are noisy
+                    out = subprocess.run(
+                        [bench, "--model", model, "--fabric", fabric, "--grid", "1x8", "--spin-us", str(spin),
+                         "--tokens", str(tokens), "--rounds", "3" if quick else "5", "--seconds", "0.2"] + mac,
+                        check=True, capture_output=True, text=True).stdout.strip()
+                    yield [name, "1x8"] + out.split(",") + [f"{busy:.1f}"]
+
+
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     build, quick = sys.argv[1], "--quick" in sys.argv[2:]
     bench = record.program(build, "bench", "bench_roundtrip")
     rows = []
-    print(",".join(COLUMNS))
+    print(",".join(FABRIC_COLUMNS if "--fabrics" in sys.argv[2:] else COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
         for name, options in MODELS.items():
             model = os.path.join(folder, options[0])
             subprocess.run([record.program(build, "memrack"), "synth", options[0], model] + options[1:],
                            check=True, stdout=subprocess.DEVNULL)
+            if "--fabrics" in sys.argv[2:]:
+                for row in fabrics(bench, name, model, quick):
+                    rows.append(row)
+                    print(",".join(row), flush=True)
+                break
             for grid in GRIDS[:1] if quick else GRIDS:
                 process, address = start_memshard(build, model, grid)
                 try:
@@ -66,7 +92,10 @@ def main():
                 finally:
                     process.terminate()
                     process.wait(timeout=10)
-    record.append("roundtrip", COLUMNS, rows)
+    if "--fabrics" in sys.argv[2:]:
+        record.append("roundtrip_fabric", FABRIC_COLUMNS, rows)
+    else:
+        record.append("roundtrip", COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -346,7 +347,7 @@ static bool arm_all(const wait_set *w) {
 
 /* An engine that has messages for a peer which does not take them cannot be armed: it would have
  * to be looked at all the time. After a few looks it is looked at every so often instead. */
-enum { UNARMED_LOOKS = 64, UNARMED_SLICE_NS = 50000 };
+enum { UNARMED_LOOKS = 64, UNARMED_SLICE_NS = 50000, SPINS_A_YIELD = 4 };
 
 static int64_t sleep_ns(bool spins, bool is_armed, uint32_t looks, int64_t left_ns) {
     if (spins || left_ns <= 0 || (!is_armed && looks < UNARMED_LOOKS)) return 0;
@@ -362,9 +363,11 @@ mr_status mr_links_wait(mr_link **links, uint32_t count, int64_t deadline_ns) {
     if (!gather(&w, links, count)) return MR_OK;
     int64_t now = mr_now_ns();
     const int64_t spin_until = now + (int64_t)mr_fabric_spin() * 1000;
-    for (uint32_t looks = 0;; now = mr_now_ns()) {
+    for (uint32_t looks = 0, turns = 0;; now = mr_now_ns()) {
         if (have_news(&w, links, count)) return MR_OK;
         const bool spins = now < spin_until && now < deadline_ns;
+        /* Who is to answer may wait for this very core. */
+        if (spins && ++turns % SPINS_A_YIELD == 0) sched_yield();
         const bool is_armed = spins || arm_all(&w);
         if (!is_armed) looks++;
         const int64_t wait = sleep_ns(spins, is_armed, looks, deadline_ns - now);

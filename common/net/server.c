@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -496,6 +497,7 @@ static int wait_events(serving *t, struct epoll_event *events) {
         const bool spins = until > 0 && mr_now_ns() < until;
         if (!spins && (!t->engine || timeout_ms == 0 || t->engine->arm(t->engine) == MR_OK)) break;
         /* An engine with messages that a peer does not take cannot be armed. */
+        if (spins && i % 4 == 3) sched_yield(); /* who is to ask may wait for this very core */
         const bool rests = !spins && ++unarmed > UNARMED_LOOKS;
         if (t->engine && !rests && i % 16 != 0) continue; /* memory is looked at oftener */
         if (rests) nanosleep(&(struct timespec){.tv_nsec = UNARMED_REST_NS}, NULL);
