@@ -14,6 +14,13 @@ int mr_cmd_selftest(int argc, char **argv);
 int mr_cmd_split(int argc, char **argv);
 int mr_cmd_plan(int argc, char **argv);
 int mr_cmd_synth(int argc, char **argv);
+int mr_cmd_load(int argc, char **argv);
+int mr_cmd_unload(int argc, char **argv);
+int mr_cmd_switch(int argc, char **argv);
+int mr_cmd_rollback(int argc, char **argv);
+int mr_cmd_status(int argc, char **argv);
+int mr_cmd_drain(int argc, char **argv);
+int mr_cmd_down(int argc, char **argv);
 
 /* Prints "memrack NAME: sentence" to stderr and returns the exit status that suits it. */
 int mr_cli_fail(const char *name, mr_status status, const mr_err *err);

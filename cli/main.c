@@ -15,6 +15,13 @@ static const struct {
 } commands[] = {
     {"serve", mr_cmd_serve, "serve a model over HTTP, all roles in this process"},
     {"up", mr_cmd_up, "start a cluster of processes on this machine and show it"},
+    {"status", mr_cmd_status, "show every process of a running cluster"},
+    {"load", mr_cmd_load, "add a model, or a version of one, to a running cluster"},
+    {"switch", mr_cmd_switch, "make a loaded version the active one"},
+    {"rollback", mr_cmd_rollback, "go back to the version before the last switch"},
+    {"unload", mr_cmd_unload, "take a model or a version out of a cluster"},
+    {"drain", mr_cmd_drain, "empty a member of a cluster, so that it can leave"},
+    {"down", mr_cmd_down, "end the cluster that `memrack up` runs here"},
     {"generate", mr_cmd_generate, "continue a text"},
     {"chat", mr_cmd_chat, "talk with a model in the terminal"},
     {"logits", mr_cmd_logits, "compute logits of token ids in a safetensors file"},

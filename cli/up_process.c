@@ -83,7 +83,7 @@ static void become(char *const *arguments, pid_t parent, int log, int ready) {
 }
 
 mr_status mr_child_start(mr_child *child, const char *role, uint32_t id, const char *run_folder,
-                         const char *const *arguments, mr_err *err) {
+                         const char *const *arguments, bool is_ours, mr_err *err) {
     static const char ready_option[] = "--ready-fd", ready_value[] = "3";
     const char *full[MR_CHILD_ARGUMENTS_MAX + 3];
     int pipe_fds[2], count = 0;
@@ -94,8 +94,10 @@ mr_status mr_child_start(mr_child *child, const char *role, uint32_t id, const c
         full[count] = arguments[count];
         count++;
     }
-    full[count++] = ready_option;
-    full[count++] = ready_value;
+    if (is_ours) {
+        full[count++] = ready_option;
+        full[count++] = ready_value;
+    }
     full[count] = NULL;
     const int log = open(child->log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (log < 0) return mr_fail(err, MR_ERR_IO, "create %s: %s", child->log_path, strerror(errno));

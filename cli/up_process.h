@@ -33,9 +33,9 @@ typedef struct {
  * them. */
 mr_status mr_signals_open(int *out_fd, mr_err *err);
 
-/* arguments: program first, NULL at the end; "--ready-fd 3" is added. */
+/* arguments: program first, NULL at the end; "--ready-fd 3" is added where the program is ours. */
 mr_status mr_child_start(mr_child *child, const char *role, uint32_t id, const char *run_folder,
-                         const char *const *arguments, mr_err *err);
+                         const char *const *arguments, bool is_ours, mr_err *err);
 
 /* Waits until all of them are ready. MR_ERR_UNAVAILABLE: one ended first (err names it and gives
  * its last words). MR_ERR_CANCELLED: we were asked to end. */

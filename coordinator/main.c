@@ -7,6 +7,7 @@
 #include "common/base/log.h"
 #include "common/base/options.h"
 #include "common/model/manifest.h"
+#include "coordinator/conductor.h"
 #include "coordinator/front.h"
 
 #include <errno.h>
@@ -21,7 +22,9 @@ typedef struct {
     const char *model, *host, *name, *lost;
     mr_text_list workers;
     int64_t port, ready_fd, max_queue, max_connections, step_timeout_ms, drain_timeout_s;
-    int64_t worker_wait_ms, silence_ms, lost_wait_ms;
+    int64_t worker_wait_ms, silence_ms, lost_wait_ms, replace_after_s;
+    mr_agent_settings agent;
+    bool allow_same_host;
 } arguments;
 
 typedef struct {
@@ -30,6 +33,7 @@ typedef struct {
     mr_served *served;
     mr_core *core;
     mr_front *front;
+    mr_conductor *conductor; /* NULL: no cluster */
 } program;
 
 static mr_front *_Atomic front_to_stop;
@@ -44,7 +48,7 @@ static void on_signal(int number) {
 
 static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
     const mr_option options[] = {
-        {"model", 'm', MR_OPT_TEXT, &a->model, 0, 0, "DIR", "model folder (required)"},
+        {"model", 'm', MR_OPT_TEXT, &a->model, 0, 0, "DIR", "model folder (without --cluster)"},
         {"worker", 'w', MR_OPT_LIST, &a->workers, 0, 0, "ADDR",
          "a worker group: host:port or unix:PATH of its first stage; may be given several times"},
         {"host", 0, MR_OPT_TEXT, &a->host, 0, 0, "HOST", "address to listen on; 127.0.0.1"},
@@ -64,15 +68,22 @@ static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
          "fail, wait or degrade, where a request does not say; wait"},
         {"lost-wait-ms", 0, MR_OPT_INT, &a->lost_wait_ms, 1, 600000, "N",
          "how long a request waits for a lost partition, then 503; 2000"},
+        MR_AGENT_OPTIONS(&a->agent),
+        {"allow-same-host", 0, MR_OPT_FLAG, &a->allow_same_host, 0, 0, NULL,
+         "in a cluster: replicas may share a machine, for tests on one"},
+        {"replace-after", 0, MR_OPT_INT, &a->replace_after_s, 1, 86400, "S",
+         "in a cluster: a memshard gone for so long is replaced; 30"},
         {"drain-timeout", 0, MR_OPT_INT, &a->drain_timeout_s, 1, 3600, "S",
          "seconds for answers under way after SIGTERM; 30"},
         {"ready-fd", 0, MR_OPT_INT, &a->ready_fd, 0, 1 << 20, "FD",
          "write the address and a line break there once the worker answers"},
         {0}};
     const mr_command_spec spec = {
-        "memrack-coordinator --model DIR --worker ADDR [options]",
-        "Takes OpenAI-shaped requests over HTTP and has them answered by a worker.\n"
-        "example: memrack-coordinator --model models/demo --worker 127.0.0.1:7600 --port 8080",
+        "memrack-coordinator (--model DIR --worker ADDR .. | --cluster WHERE) [options]",
+        "Takes OpenAI-shaped requests over HTTP and has them answered by worker groups.\n"
+        "example: memrack-coordinator --model models/demo --worker 127.0.0.1:7600 --port 8080\n"
+        "         memrack-coordinator --cluster etcd:10.0.0.1:2379 --host 10.0.0.2 "
+        "--plain-control",
         options, 0, 0};
     const char *positional[1];
     int count;
@@ -81,8 +92,12 @@ static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
     if (a->workers.count > MR_MAX_GROUPS)
         return mr_fail(err, MR_ERR_ARGUMENT, "%u workers; at most %d", a->workers.count,
                        MR_MAX_GROUPS);
-    if (!a->model || a->workers.count == 0)
-        return mr_fail(err, MR_ERR_ARGUMENT, "--model and --worker are needed; try --help");
+    if (a->agent.cluster && (a->model || a->workers.count > 0))
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "--cluster says which models and workers there are: no --model, --worker");
+    if (!a->agent.cluster && (!a->model || a->workers.count == 0))
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "--model and --worker, or --cluster, are needed; try --help");
     return MR_OK;
 }
 
@@ -108,35 +123,58 @@ static void set_workers(const program *p, const arguments *a) {
     mr_core_set_groups(p->core, groups, a->workers.count);
 }
 
-static mr_status open_program(program *p, const arguments *a, mr_err *err) {
+static mr_status open_model(program *p, const arguments *a, mr_err *err) {
     mr_status status = mr_model_open(&p->model, a->model, err);
     if (status == MR_OK) status = mr_manifest_load(&p->manifest, p->model, NULL, NULL, err);
-    if (status == MR_OK) status = mr_served_open(&p->served, p->model, a->name, err);
+    return status == MR_OK ? mr_served_open(&p->served, p->model, a->name, err) : status;
+}
+
+static void on_drain(void *context, bool ends) {
+    program *p = context;
+    mr_core_drain(p->core);
+    if (ends) kill(getpid(), SIGTERM);
+}
+
+static mr_status open_program(program *p, const arguments *a, mr_err *err) {
+    const mr_conductor_options conductor = {.agent = &a->agent,
+                                            .allow_same_host = a->allow_same_host,
+                                            .replace_after_s = a->replace_after_s,
+                                            .drain = on_drain,
+                                            .context = p};
+    mr_status status = a->agent.cluster ? mr_conductor_open(&p->conductor, &conductor, err)
+                                        : open_model(p, a, err);
     if (status != MR_OK) return status;
     mr_core_options core = {.digest = p->manifest.digest,
                             .silence_timeout_ms = (uint32_t)a->silence_ms,
                             .worker_wait_ms = (uint32_t)a->worker_wait_ms,
                             .lost_wait_ms = (uint32_t)a->lost_wait_ms,
-                            .tokenizer = p->served->tokenizer,
-                            .context_tokens = p->served->context_tokens,
+                            .tokenizer = p->served ? p->served->tokenizer : NULL,
+                            .context_tokens = p->served ? p->served->context_tokens : 0,
                             .queue_max = (uint32_t)a->max_queue,
                             .step_timeout_ms = (uint32_t)a->step_timeout_ms};
+    const mr_forwarder forwarder =
+        p->conductor ? mr_conductor_forwarder(p->conductor) : (mr_forwarder){0};
+    core.forwarder = p->conductor ? &forwarder : NULL;
     status = parse_policy(&core.lost, a->lost, err);
     if (status == MR_OK) status = mr_core_open(&p->core, &core, err);
     if (status != MR_OK) return status;
-    set_workers(p, a);
+    if (!p->conductor) set_workers(p, a);
     const mr_front_options front = {.served = p->served,
                                     .core = p->core,
                                     .http = {.host = a->host,
                                              .port = (uint16_t)a->port,
                                              .connections_max = (uint32_t)a->max_connections},
                                     .drain_timeout_ms = (uint32_t)a->drain_timeout_s * 1000};
-    return mr_front_open(&p->front, &front, err);
+    status = mr_front_open(&p->front, &front, err);
+    if (status == MR_OK && p->conductor) mr_conductor_start(p->conductor, p->core, p->front);
+    return status;
 }
 
 static void close_program(program *p) {
     front_to_stop = NULL;
+    mr_conductor_stop(p->conductor);
     mr_core_close(p->core);
+    mr_conductor_close(p->conductor);
     mr_front_close(p->front);
     mr_served_close(p->served);
     mr_manifest_free(&p->manifest);
@@ -154,7 +192,8 @@ static void announce(const program *p, int64_t ready_fd) {
     mr_err err;
     while (!is_stopping) {
         if (mr_core_wait_ready(p->core, mr_now_ns() + 200000000, &err) != MR_OK) continue;
-        mr_log_info("ready: http://%s serves %s", mr_front_address(p->front), p->served->name);
+        mr_log_info("ready: http://%s serves %s", mr_front_address(p->front),
+                    p->served ? p->served->name : "its cluster's models");
         if (ready_fd >= 0) dprintf((int)ready_fd, "%s\n", mr_front_address(p->front));
         return;
     }

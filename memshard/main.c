@@ -3,22 +3,33 @@
  * It says what it will hold before it maps or reads any of it, then that it is ready and where.
  * Threads: the main thread opens everything, then waits for a signal; serving threads do the rest.
  */
+#include "common/base/limits.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
 #include "common/base/options.h"
+#include "common/base/sizes.h"
+#include "common/net/fabric_choice.h"
 #include "common/net/process.h"
 #include "common/net/server.h"
 #include "common/ops/team.h"
+#include "memshard/member.h"
 #include "memshard/serve.h"
+#include "memshard/tier.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char component[] = "memrack-memshard";
 
 typedef struct {
     const char *model, *grid, *listen, *isa;
-    int64_t index, of, threads, ready_fd;
-    bool keys;
+    const char *ucx, *capacity, *tier_ram, *cache_folder, *header_file, *key_file;
+    int64_t index, of, threads, ready_fd, spin_us;
+    bool keys, is_key_required, no_verify, no_ucx;
+    mr_agent_settings agent;
 } settings;
 
 static int parse(settings *s, int argc, char **argv) {
@@ -35,21 +46,46 @@ static int parse(settings *s, int argc, char **argv) {
         {"threads", 't', MR_OPT_INT, &s->threads, 1, MR_MAX_THREADS, "N", "serving threads (2)"},
         {"keys", 'k', MR_OPT_FLAG, &s->keys, 0, 0, NULL,
          "hold all product keys too, so that workers may leave the scoring to this shard"},
+        MR_AGENT_OPTIONS(&s->agent),
+        {"capacity", 0, MR_OPT_TEXT, &s->capacity, 0, 0, "BYTES",
+         "in a cluster: what this shard may hold, such as 400GiB (the memory that is free)"},
+        {"tier-ram", 0, MR_OPT_TEXT, &s->tier_ram, 0, 0, "BYTES",
+         "leave rows in their files and keep the hot ones in so much memory"},
+        {"cache-folder", 0, MR_OPT_TEXT, &s->cache_folder, 0, 0, "DIR",
+         "where models fetched from addresses are kept"},
+        {"header-file", 0, MR_OPT_TEXT, &s->header_file, 0, 0, "FILE",
+         "lines \"Name: value\" sent with every fetch"},
+        {"no-verify", 0, MR_OPT_FLAG, &s->no_verify, 0, 0, NULL,
+         "do not compare rows with their checksums when they are loaded"},
+        {"ucx", 0, MR_OPT_TEXT, &s->ucx, 0, 0, "ADDR",
+         "also listen on UCX here: shared memory, RDMA (in a cluster: as --listen, any port)"},
+        {"no-ucx", 0, MR_OPT_FLAG, &s->no_ucx, 0, 0, NULL, "TCP only"},
+        {"spin-us", 0, MR_OPT_INT, &s->spin_us, 0, 1000, "US",
+         "look for news so long before sleeping; costs a core (0)"},
+        {"session-key-file", 0, MR_OPT_TEXT, &s->key_file, 0, 0, "FILE",
+         "64 hex digits: sessions may be keyed with it"},
+        {"require-keys", 0, MR_OPT_FLAG, &s->is_key_required, 0, 0, NULL,
+         "refuse sessions without a key: every frame carries a MAC"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
          "write the address to this descriptor when ready"},
         {0}};
     const mr_command_spec spec = {
-        .usage = "memrack-memshard --model DIR [options]",
-        .summary = "Holds cells I, I + M, .. of the tables' grid and answers retrieval.\n"
-                   "Example: memrack-memshard --model models/demo --grid 2x1 --index 0 --of 2",
+        .usage = "memrack-memshard (--model DIR | --cluster WHERE) [options]",
+        .summary =
+            "Holds cells of a model's tables and answers retrieval: cells I, I + M, .. of a\n"
+            "folder, or in a cluster those that its leader says.\n"
+            "Example: memrack-memshard --model models/demo --grid 2x1 --index 0 --of 2\n"
+            "         memrack-memshard --cluster etcd:10.0.0.1:2379 --listen 10.0.0.2:7100 "
+            "--set a --plain-control",
         .options = options};
     mr_err err = {{0}};
     int count;
     mr_status status = mr_options_parse(&spec, argc, argv, NULL, &count, &err);
     if (status == MR_ERR_CANCELLED) return 0;
-    if (status == MR_OK && !s->model)
-        status = mr_fail(&err, MR_ERR_ARGUMENT, "--model is missing; try --help");
+    if (status == MR_OK && !s->model == !s->agent.cluster)
+        status =
+            mr_fail(&err, MR_ERR_ARGUMENT, "either --model or --cluster is needed; try --help");
     return status == MR_OK ? -1 : mr_process_fail(component, status, &err);
 }
 
@@ -64,16 +100,107 @@ static void print_plan(const settings *s, const mr_store_plan *plan) {
     fflush(stdout);
 }
 
+/* --- serving ---------------------------------------------------------------------------------- */
+
+static mr_status load_key(const settings *s, mr_keys *keys, mr_err *err) {
+    mr_session_key key;
+    if (!s->key_file) return MR_OK;
+    mr_status status = mr_key_load(&key, s->key_file, err);
+    if (status == MR_OK) status = mr_keys_add(keys, &key, 0, err);
+    mr_key_wipe(&key);
+    return status;
+}
+
+/* UCX wants an address with a port of its own; where it cannot be had, TCP is enough. */
+static mr_status open_server(mr_server **out, const settings *s, mr_memshard *shard, mr_keys *keys,
+                             const char *ucx, mr_err *err) {
+    mr_server_options options = {.address = s->listen,
+                                 .threads = (uint32_t)s->threads,
+                                 .ucx = ucx,
+                                 .keys = keys,
+                                 .is_key_required = s->is_key_required};
+    mr_memshard_serve_options(shard, &options);
+    return mr_server_open(out, &options, err);
+}
+
 static mr_status serve(const settings *s, mr_memshard *shard, mr_err *err) {
     mr_server *server;
-    mr_server_options options = {.address = s->listen, .threads = (uint32_t)s->threads};
-    mr_memshard_serve_options(shard, &options);
-    const mr_status status = mr_server_open(&server, &options, err);
-    if (status != MR_OK) return status;
-    mr_process_ready(mr_server_address(server), (int)s->ready_fd);
-    mr_process_wait();
+    mr_keys *keys = mr_keys_open();
+    mr_status status = load_key(s, keys, err);
+    if (status == MR_OK) status = open_server(&server, s, shard, keys, s->ucx, err);
+    if (status == MR_OK) {
+        mr_process_ready(mr_server_address(server), (int)s->ready_fd);
+        mr_process_wait();
+        mr_server_close(server);
+    }
+    mr_keys_close(keys);
+    return status;
+}
+
+static void leave(void *context) {
+    (void)context;
+    kill(getpid(), SIGTERM);
+}
+
+/* The host of --listen, any port; NULL: UCX is not to be had, or not wanted. Owned. */
+static char *ucx_address(const settings *s) {
+    mr_err why;
+    const char *colon = strrchr(s->listen, ':');
+    if (s->ucx) return mr_strdup(s->ucx);
+    if (s->no_ucx || strncmp(s->listen, "unix:", 5) == 0 || !colon) return NULL;
+    if (mr_fabric_check_ucx(&why) != MR_OK) {
+        mr_log_info("no UCX, TCP only: %s", why.text);
+        return NULL;
+    }
+    return mr_format("%.*s:0", (int)(colon - s->listen), s->listen);
+}
+
+static mr_status join(const settings *s, mr_memshard *shard, uint64_t capacity, mr_err *err) {
+    mr_memshard_member *member = NULL;
+    mr_server *server = NULL;
+    char *ucx = ucx_address(s);
+    const mr_memshard_member_options options = {.agent = &s->agent,
+                                                .shard = shard,
+                                                .capacity_bytes = capacity,
+                                                .keys = s->keys,
+                                                .cache_folder = s->cache_folder,
+                                                .header_file = s->header_file,
+                                                .leave = leave};
+    mr_status status = mr_memshard_member_open(&member, &options, err);
+    mr_keys *keys = member ? mr_agent_keys(mr_memshard_member_agent(member)) : NULL;
+    if (status == MR_OK) status = load_key(s, keys, err);
+    if (status == MR_OK) status = open_server(&server, s, shard, keys, ucx, err);
+    if (status == MR_OK) {
+        mr_memshard_member_start(member, mr_server_address(server), mr_server_ucx(server));
+        mr_process_ready(mr_server_address(server), (int)s->ready_fd);
+        mr_process_wait();
+    }
+    mr_memshard_member_close(member); /* the record goes first: nobody is sent here any more */
     mr_server_close(server);
-    return MR_OK;
+    free(ucx);
+    return status;
+}
+
+static mr_status run_member(const settings *s, const mr_ops *ops, mr_err *err) {
+    mr_memshard *shard;
+    mr_tier *tier = NULL;
+    uint64_t ram = 0, capacity = mr_memory_available();
+    mr_status status = MR_OK;
+    if (s->capacity) status = mr_bytes_parse(&capacity, s->capacity, "--capacity", err);
+    if (status == MR_OK && s->tier_ram) {
+        status = mr_bytes_parse(&ram, s->tier_ram, "--tier-ram", err);
+        if (status == MR_OK)
+            status = mr_tier_open(&tier, &(mr_tier_options){.budget_bytes = ram}, err);
+    }
+    if (status == MR_OK) status = mr_memshard_open_empty(&shard, ops, err);
+    if (status == MR_OK) {
+        const mr_cell_options cells = {.tier = tier, .no_verify = s->no_verify};
+        mr_memshard_set_cell_options(shard, &cells);
+        status = join(s, shard, capacity, err);
+        mr_memshard_close(shard);
+    }
+    mr_tier_close(tier);
+    return status;
 }
 
 static mr_status run(const settings *s, mr_err *err) {
@@ -86,6 +213,8 @@ static mr_status run(const settings *s, mr_err *err) {
     if (!ops)
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "--isa %s: this processor or build has no such kernels", s->isa);
+    mr_fabric_set_spin((uint32_t)s->spin_us);
+    if (s->agent.cluster) return run_member(s, ops, err);
     mr_status status = mr_grid_parse(&grid, s->grid, err);
     if (status != MR_OK) return status;
     status = mr_model_open(&model, s->model, err);

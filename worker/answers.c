@@ -103,7 +103,7 @@ void mr_answer_step(mr_engine *engine, const mr_answer_task *task, const mr_answ
     if (r.is_lost) mr_log_warn("answers of a step were lost: its coordinator does not take them");
     if (status != MR_OK) {
         mr_log_warn("step failed: %s", err.text);
-        mr_answer_error(task->request, status, err.text, sink);
+        mr_answer_error(task->request, mr_answer_status(status), err.text, sink);
         return;
     }
     const mr_engine_account *account = mr_engine_last(engine);

@@ -28,6 +28,12 @@ void mr_answer_step(mr_engine *engine, const mr_answer_task *task, const mr_answ
 void mr_answer_error(uint64_t request, mr_status status, const char *sentence,
                      const mr_answer_sink *sink);
 
+/* STALE tells a coordinator that another one owns the group. A route to the memshards that is too
+ * old is something else: the step may be run again. */
+static inline mr_status mr_answer_status(mr_status of_step) {
+    return of_step == MR_ERR_STALE ? MR_ERR_UNAVAILABLE : of_step;
+}
+
 /* Payload of DONE: with wait_ns (more->layers of them) from version 2 on. */
 uint32_t mr_answer_done_bytes(uint16_t version, uint32_t layers);
 void mr_answer_put_done(uint8_t *room, uint16_t version, const mr_engine_account *account);

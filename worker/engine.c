@@ -193,6 +193,8 @@ static mr_status open_retrieval(mr_engine *e, const mr_engine_options *o, mr_err
         .spin_ns = o->spin_us * 1000ll,
         .row_cache_bytes = o->row_cache_bytes,
         .ops = e->ops,
+        .dial = o->dial,
+        .dial_context = o->dial_context,
         .newer_route = o->newer_route,
         .newer_context = o->newer_context};
     return mr_retrieval_open(&e->retrieval, &options, err);

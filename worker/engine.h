@@ -40,6 +40,10 @@ typedef struct {
     const mr_route *route;
     const mr_route *(*newer_route)(void *context, uint64_t epoch);
     void *newer_context;
+    /* How peers of a route are reached; as in worker/retrieval.h. */
+    mr_status (*dial)(void *context, mr_link **out, const mr_route_peer *peer, int64_t deadline_ns,
+                      mr_err *err);
+    void *dial_context;
     uint64_t row_cache_bytes; /* hot rows of layers without a gate, kept here; 0: none */
     uint32_t spin_us; /* poll the links for so long before waiting; only with a spare core */
     bool topk;        /* the shards select, where they hold the keys */

@@ -8,16 +8,21 @@
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/options.h"
+#include "common/base/sizes.h"
+#include "common/net/fabric_choice.h"
 #include "common/net/process.h"
 #include "common/net/registry.h"
 #include "common/ops/team.h"
+#include "worker/member.h"
 #include "worker/serve.h"
 #include "worker/shards.h"
 #include "worker/stage.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char component[] = "memrack-worker";
 
@@ -25,8 +30,11 @@ typedef struct {
     const char *model, *registry, *listen, *isa, *stage_text, *blocks_text, *next;
     mr_text_list memshards;
     int64_t threads, kv_blocks, step_tokens, retrieval_timeout_ms, connect_timeout_ms, ready_fd;
-    int64_t row_cache_bytes, spin_us;
-    bool two_trips, shards_select;
+    const char *group, *row_cache, *fabric;
+    int64_t spin_us;
+    mr_agent_settings agent;
+    const char *key_file;
+    bool two_trips, shards_select, require_rdma, is_keyed;
     uint32_t stage, stages, block_first, block_count;
 } settings;
 
@@ -60,11 +68,26 @@ static mr_status check_stage(settings *s, mr_err *err) {
     if (s->next && is_last)
         return mr_fail(err, MR_ERR_ARGUMENT, "--next: no stage follows stage %u of %u", s->stage,
                        s->stages);
-    if (!s->next && !is_last)
+    if (!s->next && !is_last && !s->agent.cluster)
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "stage %u of %u hands its hidden states on: --next says where stage %u is",
                        s->stage, s->stages, s->stage + 1);
     return MR_OK;
+}
+
+static mr_status check(settings *s, mr_err *err) {
+    if (!s->model && !s->agent.cluster)
+        return mr_fail(err, MR_ERR_ARGUMENT, "--model is missing; try --help");
+    if (s->agent.cluster && (s->registry || s->memshards.count || s->next))
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "--cluster says where memshards and stages are: no --registry, --memshard "
+                       "or --next then");
+    if (s->registry && s->memshards.count > 0)
+        return mr_fail(err, MR_ERR_ARGUMENT, "--registry names the memshards: no --memshard then");
+    if (s->memshards.count > MR_MAX_MEMSHARDS)
+        return mr_fail(err, MR_ERR_LIMIT, "%u memshards; at most %d", s->memshards.count,
+                       MR_MAX_MEMSHARDS);
+    return check_stage(s, err);
 }
 
 static int parse(settings *s, int argc, char **argv) {
@@ -97,40 +120,46 @@ static int parse(settings *s, int argc, char **argv) {
          "a memshard silent for so long fails the step (500)"},
         {"connect-timeout-ms", 0, MR_OPT_INT, &s->connect_timeout_ms, 10, 600000, "MS",
          "how long to wait for memshards and next stage at the start (10000)"},
-        {"two-trips", 0, MR_OPT_FLAG, &s->two_trips, 0, 0, NULL,
-         "gate on the worker even where one trip would do"},
-        {"row-cache", 0, MR_OPT_INT, &s->row_cache_bytes, 0, 1ll << 50, "BYTES",
-         "keep hot rows of layers without a gate here (0: none)"},
+        MR_AGENT_OPTIONS(&s->agent),
+        {"group", 0, MR_OPT_TEXT, &s->group, 0, 0, "NAME",
+         "in a cluster: the pipeline this stage belongs to (the member's id)"},
+        {"row-cache", 0, MR_OPT_TEXT, &s->row_cache, 0, 0, "BYTES",
+         "keep hot rows of layers without a gate here, such as 256MiB (none)"},
         {"shards-select", 0, MR_OPT_FLAG, &s->shards_select, 0, 0, NULL,
          "send queries instead of row ids to memshards that hold the keys"},
-        {"spin-us", 0, MR_OPT_INT, &s->spin_us, 0, 100000, "US",
-         "poll the memshards for so long before waiting; only with a spare core (0)"},
+        {"fabric", 0, MR_OPT_TEXT, &s->fabric, 0, 0, "KIND",
+         "to memshards of a cluster: auto, tcp, shm or rdma (auto)"},
+        {"require-rdma", 0, MR_OPT_FLAG, &s->require_rdma, 0, 0, NULL,
+         "refuse any other fabric than RDMA"},
+        {"mac", 0, MR_OPT_FLAG, &s->is_keyed, 0, 0, NULL,
+         "every frame to and from memshards carries a MAC (needs TLS)"},
+        {"session-key-file", 0, MR_OPT_TEXT, &s->key_file, 0, 0, "FILE",
+         "64 hex digits: MACs with this key instead"},
+        {"spin-us", 0, MR_OPT_INT, &s->spin_us, 0, 1000, "US",
+         "look for answers so long before sleeping; costs a core (0)"},
+        {"two-trips", 0, MR_OPT_FLAG, &s->two_trips, 0, 0, NULL,
+         "gate on the worker even where one trip would do"},
         {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
          "write the address to this descriptor when ready"},
         {0}};
     const mr_command_spec spec = {
-        .usage = "memrack-worker --model DIR [--registry FILE | --memshard ADDR ..] [options]",
+        .usage = "memrack-worker --model DIR [--registry FILE | --memshard ADDR .. | --cluster "
+                 "WHERE] [options]",
         .summary = "Runs steps of a model for coordinators; its tables lie on the memshards.\n"
                    "Example: memrack-worker --model models/demo --memshard 127.0.0.1:7001 "
                    "--memshard 127.0.0.1:7002\n\n"
                    "A model too large or too slow for one worker is cut into stages, each with a "
                    "range of blocks;\ncoordinators talk to stage 0. Two stages, in any order:\n"
                    "  memrack-worker --model M --registry R --stage 1/2 --listen 10.0.0.2:7100\n"
-                   "  memrack-worker --model M --registry R --stage 0/2 --next 10.0.0.2:7100",
+                   "  memrack-worker --model M --registry R --stage 0/2 --next 10.0.0.2:7100\n"
+                   "In a cluster stages find each other:\n"
+                   "  memrack-worker --cluster etcd:10.0.0.1:2379 --model M --group g0 --stage 0/2",
         .options = options};
     mr_err err = {{0}};
     int count;
     mr_status status = mr_options_parse(&spec, argc, argv, NULL, &count, &err);
     if (status == MR_ERR_CANCELLED) return 0;
-    if (status == MR_OK && !s->model)
-        status = mr_fail(&err, MR_ERR_ARGUMENT, "--model is missing; try --help");
-    if (status == MR_OK && s->registry && s->memshards.count > 0)
-        status =
-            mr_fail(&err, MR_ERR_ARGUMENT, "--registry names the memshards: no --memshard then");
-    if (status == MR_OK && s->memshards.count > MR_MAX_MEMSHARDS)
-        status = mr_fail(&err, MR_ERR_LIMIT, "%u memshards; at most %d", s->memshards.count,
-                         MR_MAX_MEMSHARDS);
-    if (status == MR_OK) status = check_stage(s, &err);
+    if (status == MR_OK) status = check(s, &err);
     return status == MR_OK ? -1 : mr_process_fail(component, status, &err);
 }
 
@@ -209,6 +238,47 @@ static mr_status serve(const settings *s, mr_engine *engine, mr_digest digest, m
     return MR_OK;
 }
 
+/* --- in a cluster ----------------------------------------------------------------------------- */
+
+static void leave(void *context) {
+    (void)context;
+    kill(getpid(), SIGTERM);
+}
+
+static mr_status run_member(const settings *s, const mr_engine_options *engine, mr_err *err) {
+    mr_worker_member *member;
+    mr_fabric_policy policy = {.require_rdma = s->require_rdma};
+    mr_session_key key = {0};
+    mr_status status = s->fabric ? mr_fabric_parse(&policy.kind, s->fabric, err) : MR_OK;
+    if (status == MR_OK && s->key_file) status = mr_key_load(&key, s->key_file, err);
+    if (status != MR_OK) return status;
+    const mr_worker_member_options options = {.agent = &s->agent,
+                                              .listen = s->listen,
+                                              .engine = *engine,
+                                              .fabric = policy,
+                                              .is_keyed = s->is_keyed,
+                                              .static_key = s->key_file ? &key : NULL,
+                                              .connect_timeout_ms = s->connect_timeout_ms,
+                                              .leave = leave};
+    status = mr_worker_member_open(&member, &options, err);
+    mr_key_wipe(&key);
+    if (status != MR_OK) return status;
+    const mr_worker_load load = {.source = s->model,
+                                 .group = s->group ? s->group : mr_worker_member_id(member),
+                                 .stage = s->stage,
+                                 .stages = s->stages,
+                                 .block_first = s->block_first,
+                                 .block_count = s->block_count};
+    if (s->model) status = mr_worker_member_load(member, &load, NULL, NULL, err);
+    if (status == MR_OK) {
+        mr_worker_member_start(member);
+        mr_process_ready(mr_worker_member_address(member), (int)s->ready_fd);
+        mr_process_wait();
+    }
+    mr_worker_member_close(member);
+    return status;
+}
+
 static mr_status run(const settings *s, mr_err *err) {
     mr_model *model = NULL;
     mr_manifest manifest = {0};
@@ -221,7 +291,6 @@ static mr_status run(const settings *s, mr_err *err) {
                                  .step_tokens_max = (uint32_t)s->step_tokens,
                                  .two_trips = s->two_trips,
                                  .topk = s->shards_select,
-                                 .row_cache_bytes = (uint64_t)s->row_cache_bytes,
                                  .spin_us = (uint32_t)s->spin_us,
                                  .stage = s->stage,
                                  .stages = s->stages,
@@ -231,7 +300,11 @@ static mr_status run(const settings *s, mr_err *err) {
     if (!options.ops)
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "--isa %s: this processor or build has no such kernels", s->isa);
-    mr_status status = mr_model_open(&model, s->model, err);
+    mr_status status = MR_OK;
+    if (s->row_cache)
+        status = mr_bytes_parse(&options.row_cache_bytes, s->row_cache, "--row-cache", err);
+    if (status == MR_OK && s->agent.cluster) return run_member(s, &options, err);
+    if (status == MR_OK) status = mr_model_open(&model, s->model, err);
     if (status != MR_OK) return status;
     status = mr_stage_range(&blocks, model, &options, err);
     if (status == MR_OK) status = mr_manifest_load(&manifest, model, NULL, NULL, err);

@@ -100,7 +100,9 @@ typedef struct {
     mr_err err;
 } mr_connected;
 
-mr_connector *mr_connector_open(mr_digest digest, mr_peer_connect connect, void *context);
+/* connect NULL: the default one, which dials (NULL: by the peer's address). */
+mr_connector *mr_connector_open(mr_digest digest, mr_peer_connect connect, void *context,
+                                mr_peer_dial dial, void *dial_context);
 void mr_connector_close(mr_connector *c); /* waits for connects under way; NULL is fine */
 /* Never waits. The result comes from take, in any order. */
 void mr_connector_ask(mr_connector *c, uint64_t ticket, const mr_route_peer *where, mr_grid grid,

@@ -32,7 +32,9 @@ typedef struct {
 struct mr_connector {
     mr_digest digest;
     mr_peer_connect connect;
-    void *context;
+    void *context; /* of connect; our own for the default one */
+    mr_peer_dial dial;
+    void *dial_context;
     bool is_inline;
     pthread_t helpers[HELPERS];
     uint32_t helper_count;
@@ -66,9 +68,10 @@ static void free_job(job *j) {
 static mr_status connect_and_open(void *context, mr_link **out, mr_wire_welcome *welcome,
                                   const mr_route_peer *peer, const mr_session_hello *hello,
                                   mr_grid grid, int64_t deadline_ns, mr_err *err) {
+    const mr_connector *c = context;
     size_t bytes;
-    (void)context;
-    mr_status status = mr_link_connect(out, peer->address, deadline_ns, err);
+    mr_status status = c->dial ? c->dial(c->dial_context, out, peer, deadline_ns, err)
+                               : mr_link_connect(out, peer->address, deadline_ns, err);
     if (status != MR_OK) return status;
     mr_link_set_grid(*out, (mr_link_grid){grid.row_groups, grid.width_slices});
     status = mr_session_open(*out, hello, deadline_ns, welcome, sizeof(*welcome), &bytes, err);
@@ -104,11 +107,14 @@ static void *help(void *argument) {
     return NULL;
 }
 
-mr_connector *mr_connector_open(mr_digest digest, mr_peer_connect connect, void *context) {
+mr_connector *mr_connector_open(mr_digest digest, mr_peer_connect connect, void *context,
+                                mr_peer_dial dial, void *dial_context) {
     mr_connector *c = mr_alloc(sizeof(*c));
     c->digest = digest;
     c->connect = connect ? connect : connect_and_open;
-    c->context = context;
+    c->context = connect ? context : c;
+    c->dial = dial;
+    c->dial_context = dial_context;
     c->is_inline = connect != NULL;
     c->todo.end = &c->todo.first;
     c->done.end = &c->done.first;

@@ -70,7 +70,8 @@ mr_status mr_retrieval_open(mr_retrieval **out, const mr_retrieval_options *o, m
     r->hedge_credit = HEDGE_CREDIT_FIRST;
     r->layers = o->layers ? o->layers : LAYERS_DEFAULT;
     r->polled_ns = r->seen_ns = mr_now_ns();
-    r->connector = mr_connector_open(o->digest, o->connect, o->connect_context);
+    r->connector =
+        mr_connector_open(o->digest, o->connect, o->connect_context, o->dial, o->dial_context);
     mr_status status = allocate(r, o, err);
     if (status == MR_OK) status = mr_cache_open(r, o, err);
     if (status == MR_OK) {

@@ -31,6 +31,11 @@ typedef mr_status (*mr_peer_connect)(void *context, mr_link **out, mr_wire_welco
                                      const mr_route_peer *peer, const mr_session_hello *hello,
                                      mr_grid grid, int64_t deadline_ns, mr_err *err);
 
+/* Reaches a peer, over the fabric and with the key that suit; called in a helper thread by the
+ * default connect, which then opens the session. */
+typedef mr_status (*mr_peer_dial)(void *context, mr_link **out, const mr_route_peer *peer,
+                                  int64_t deadline_ns, mr_err *err);
+
 typedef struct {
     const mr_route *route; /* copied; or NULL: a route is made of what follows */
     mr_link **links;       /* [count], to the peers of the route, in order; taken over on success;
@@ -49,6 +54,8 @@ typedef struct {
     const mr_ops *ops;        /* of the row cache; NULL: the best there is */
     mr_peer_connect connect;  /* NULL: the default */
     void *connect_context;
+    mr_peer_dial dial; /* of the default connect; NULL: mr_link_connect to the peer's address */
+    void *dial_context;
     /* A shard said that our route is old: returns a route of a higher epoch, or NULL while there is
      * none. Borrowed until the next call. Called in the step thread; never waits. May be NULL. */
     const mr_route *(*newer_route)(void *context, uint64_t epoch);

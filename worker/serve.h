@@ -86,6 +86,17 @@ typedef struct {
 /* MR_ERR_ARGUMENT: no such model. For the member record, readiness and metrics. */
 mr_status mr_worker_look(mr_worker *worker, mr_digest digest, mr_worker_state *out, mr_err *err);
 
+/* Of all models together: steps since open, latencies of the last 10 to 20 seconds. */
+typedef struct {
+    uint64_t steps, failures, degraded;
+    double steps_per_s;
+    uint32_t p50_us, p99_us; /* of computing a step here */
+    uint64_t hedges, resends, cache_hits, cache_misses, retrieval_wait_ns;
+    int64_t heard_ns; /* when any coordinator or stage before last sent something; 0: never */
+    int64_t step_ns;  /* when the last step ended; 0: none has */
+} mr_worker_stats;
+void mr_worker_measure(mr_worker *worker, mr_worker_stats *out);
+
 /* Waits until the next stage is connected. MR_ERR_TIMEOUT with the reason why it is not. */
 mr_status mr_worker_wait_next(mr_worker *worker, mr_digest digest, int64_t deadline_ns,
                               mr_err *err);

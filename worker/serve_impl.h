@@ -23,6 +23,7 @@ enum {
     MR_STUCK_MS = 10000,           /* a reader that does not move for so long loses the rest */
     MR_LOOK_EVERY_MS = 50,
     MR_STAGED_MS = 5000, /* hidden states of a step that are not all there by then */
+    MR_STEP_BUCKETS = 128,
     MR_JOBS = MR_WORKER_STEPS_QUEUED + 2, /* those that wait, one under way, one being taken in */
 };
 
@@ -89,6 +90,14 @@ typedef struct {
     uint64_t seen[2][MR_MAX_STEP_TOKENS / 64]; /* which tokens came */
 } mr_job;
 
+/* Latencies of two windows that take turns: who looks adds up the current one and the one before.
+ */
+typedef struct {
+    mr_worker_stats sums; /* counters only */
+    int64_t window[2];
+    uint32_t latency[2][MR_STEP_BUCKETS];
+} mr_step_record;
+
 struct mr_worker {
     mr_worker_options options;
     mr_server *server;
@@ -109,6 +118,7 @@ struct mr_worker {
     uint64_t next_number;
     mr_served_model *models[MR_MAX_MODELS]; /* [model_count], the oldest first */
     uint32_t model_count;
+    mr_step_record record;
 
     /* step thread only: the answer between begin and end */
     uint64_t answer_client;
@@ -141,6 +151,9 @@ void mr_jobs_release(mr_worker *w, mr_job *job);         /* lock held: it was ru
 void mr_jobs_drop_client(mr_worker *w, uint64_t client); /* lock held */
 void mr_jobs_init(mr_worker *w);
 void mr_jobs_free(mr_worker *w);
+
+/* serve_stats.c; lock held: a step of this engine has ended. */
+void mr_stats_step(mr_worker *w, const mr_engine *engine, int64_t took_ns, mr_status status);
 
 /* serve_steps.c */
 void *mr_worker_run_steps(void *worker);

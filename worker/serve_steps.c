@@ -40,7 +40,8 @@ static mr_status run_and_hand_on(mr_worker *w, const mr_job *job, const mr_answe
     pthread_mutex_lock(&w->lock);
     mr_status status = mr_next_is_up(job->model->next, err);
     pthread_mutex_unlock(&w->lock);
-    if (status == MR_OK) status = mr_engine_step(job->model->engine, &step, &sink, NULL, err);
+    if (status == MR_OK)
+        status = mr_answer_status(mr_engine_step(job->model->engine, &step, &sink, NULL, err));
     if (status == MR_OK) status = mr_next_send(job->model->next, job, began, err);
     if (status != MR_OK) mr_log_warn("step failed: %s", err->text);
     return status;
@@ -116,10 +117,12 @@ void *mr_worker_run_steps(void *argument) {
         w->answer_client = job->client;
         pthread_mutex_unlock(&w->lock);
         mr_err err = {{0}};
+        const int64_t began = mr_now_ns();
         const mr_status status = run_job(w, job, &sink, &err);
         if (status != MR_OK) mr_answer_error(job->request, status, err.text, &sink);
         pthread_mutex_lock(&w->lock);
         job->model->map_epoch = mr_engine_route_epoch(job->model->engine);
+        mr_stats_step(w, job->model->engine, mr_now_ns() - began, status);
         mr_jobs_release(w, job);
     }
     pthread_mutex_unlock(&w->lock);

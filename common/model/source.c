@@ -386,7 +386,7 @@ static mr_status make_folder(mr_source *s, mr_err *err) {
 static mr_status open_address(mr_source *s, const char *address, mr_err *err) {
     static const char *const texts[] = {"tokenizer.json", "tokenizer_config.json",
                                         "generation_config.json"};
-    mr_status status = mr_http_open(&s->http, address, &s->options, err);
+    mr_status status = mr_http_files_open(&s->http, address, &s->options, err);
     if (status == MR_OK) status = make_folder(s, err);
     if (status == MR_OK) status = keep_text(s, "config.json", MR_MAX_CONFIG_BYTES, false, err);
     for (int i = 0; i < 3 && s->options.with_texts && status == MR_OK; i++)
@@ -440,7 +440,7 @@ void mr_source_close(mr_source *source) {
         free(source->there[i]);
     mr_manifest_free(&source->manifest);
     mr_model_close(source->model);
-    mr_http_close(source->http);
+    mr_http_files_close(source->http);
     pthread_mutex_destroy(&source->lock);
     free(source->there);
     free(source->chunk);

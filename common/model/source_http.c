@@ -252,8 +252,8 @@ static void set_options(mr_http *http) {
     if (o->ca_file) curl_easy_setopt(c, CURLOPT_CAINFO, o->ca_file);
 }
 
-mr_status mr_http_open(mr_http **out, const char *address, const mr_source_options *options,
-                       mr_err *err) {
+mr_status mr_http_files_open(mr_http **out, const char *address, const mr_source_options *options,
+                             mr_err *err) {
     *out = NULL;
     pthread_once(&curl_once, start_curl);
     mr_http *http = mr_alloc(sizeof(*http));
@@ -268,7 +268,7 @@ mr_status mr_http_open(mr_http **out, const char *address, const mr_source_optio
         if (!http->curl) status = mr_fail(err, MR_ERR_NOMEM, "libcurl cannot be started");
     }
     if (status != MR_OK) {
-        mr_http_close(http);
+        mr_http_files_close(http);
         return status;
     }
     set_options(http);
@@ -276,7 +276,7 @@ mr_status mr_http_open(mr_http **out, const char *address, const mr_source_optio
     return MR_OK;
 }
 
-void mr_http_close(mr_http *http) {
+void mr_http_files_close(mr_http *http) {
     if (!http) return;
     if (http->curl) curl_easy_cleanup(http->curl);
     curl_slist_free_all(http->headers);

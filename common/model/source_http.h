@@ -7,9 +7,9 @@
 
 typedef struct mr_http mr_http;
 
-mr_status mr_http_open(mr_http **out, const char *address, const mr_source_options *options,
-                       mr_err *err);
-void mr_http_close(mr_http *http); /* NULL is fine */
+mr_status mr_http_files_open(mr_http **out, const char *address, const mr_source_options *options,
+                             mr_err *err);
+void mr_http_files_close(mr_http *http); /* NULL is fine */
 
 /* Takes `bytes` bytes of the body; anything but MR_OK ends the transfer and is handed on. */
 typedef mr_status (*mr_http_sink)(void *context, const uint8_t *data, size_t bytes, mr_err *err);

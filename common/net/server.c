@@ -82,6 +82,7 @@ struct mr_server {
     bool is_deaf; /* out of descriptors: the listener is disarmed until the next tick; thread 0 */
     serving *threads;
     uint32_t thread_count;
+    _Atomic int64_t heard_ns; /* from an open session */
 };
 
 /* Lanes in use; a thread beyond them shares the last number, which is no lane (MR_LANE_NONE). */
@@ -195,6 +196,7 @@ static void take_frame(serving *t, client *c, const mr_frame *frame) {
         return;
     }
     const uint16_t type = frame->header->type;
+    atomic_store_explicit(&t->server->heard_ns, t->seen_ns, memory_order_relaxed);
     if (type != MR_FRAME_PING && type != MR_FRAME_HELLO && type != MR_FRAME_ECHO) {
         c->link->is_crowded = o->round_over && !t->is_ending &&
                               (t->is_crowded || mr_queue_bytes(&c->link->in) > c->link->handed);
@@ -640,6 +642,10 @@ void mr_server_wake(mr_server *server) {
         const ssize_t put = write(server->threads[i].wake, &one, sizeof(one));
         (void)put; /* full: it is awake already */
     }
+}
+
+int64_t mr_server_heard_ns(const mr_server *server) {
+    return atomic_load_explicit(&server->heard_ns, memory_order_relaxed);
 }
 
 uint32_t mr_server_links(const mr_server *server) {

@@ -50,6 +50,7 @@ const char *mr_server_address(const mr_server *server); /* with the real port */
 const char *mr_server_ucx(const mr_server *server);
 void mr_server_wake(mr_server *server); /* has writable called for every link, soon */
 uint32_t mr_server_links(const mr_server *server);
+int64_t mr_server_heard_ns(const mr_server *server); /* when any open session last sent; 0: never */
 void mr_server_close(mr_server *server); /* ends the threads and closes all links; NULL is fine */
 
 #endif

@@ -1,0 +1,222 @@
+/* member.c - see member.h. */
+#include "memshard/member.h"
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+#include "common/model/source.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { DRAIN_S = 300, LOOK_MS = 100 };
+
+struct mr_memshard_member {
+    mr_agent *agent;
+    mr_memshard *shard;
+    bool keys;
+    const char *cache_folder, *header_file;
+    void (*leave)(void *context);
+    void *context;
+};
+
+static void say_holdings(mr_memshard_member *m) {
+    mr_holding *holdings;
+    uint32_t count;
+    mr_memshard_describe(m->shard, &holdings, &count);
+    mr_agent_set_holdings(m->agent, holdings, count);
+    mr_holdings_free(holdings, count);
+}
+
+/* --- sources ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    mr_source *source;
+    mr_model_tables *tables;
+} opened;
+
+static void close_source(mr_table_source *source) {
+    opened *o = source->own;
+    mr_model_tables_close(o->tables);
+    mr_source_close(o->source);
+    free(o);
+}
+
+/* A directory, or the byte ranges of an address. */
+static mr_status open_source(void *context, mr_table_source *out, const mr_load_order *order,
+                             mr_progress progress, void *progress_context, mr_err *err) {
+    const mr_memshard_member *m = context;
+    const mr_source_options options = {.cache_folder = m->cache_folder,
+                                       .header_file = m->header_file,
+                                       .digest = order->digest,
+                                       .progress = progress,
+                                       .progress_context = progress_context};
+    opened *o = mr_alloc(sizeof(*o));
+    *out = (mr_table_source){.close = close_source, .own = o};
+    mr_status status = mr_source_open(&o->source, order->source, &options, err);
+    if (status == MR_OK && mr_model_table_count(mr_source_model(o->source)) == 0)
+        status = mr_fail(err, MR_ERR_ARGUMENT, "%s has no memory layers: there is nothing to hold",
+                         order->source);
+    if (status == MR_OK)
+        status = mr_model_tables_open(&o->tables, mr_source_model(o->source),
+                                      mr_source_manifest(o->source), err);
+    if (status != MR_OK) {
+        close_source(out);
+        return status;
+    }
+    out->tables = mr_model_tables_source(o->tables);
+    out->digest = mr_source_manifest(o->source)->digest;
+    out->model = mr_source_model(o->source);
+    return MR_OK;
+}
+
+/* --- orders ----------------------------------------------------------------------------------- */
+
+static void show_progress(void *context, const char *what, double fraction) {
+    mr_control_job_progress(context, what, fraction);
+}
+
+static mr_status on_load(void *context, mr_control_job *job, const mr_control_load_order *order,
+                         mr_err *err) {
+    mr_memshard_member *m = context;
+    if (order->cell_count == 0)
+        return mr_fail(err, MR_ERR_ARGUMENT, "a memshard loads cells; none were named");
+    const mr_load_order load = {.source = order->source,
+                                .digest = order->digest,
+                                .grid = {order->grid_rows, order->grid_columns},
+                                .cells = order->cells,
+                                .cell_count = order->cell_count,
+                                .keys = m->keys};
+    const int64_t began = mr_now_ns();
+    const mr_status status = mr_memshard_load_now(m->shard, &load, show_progress, job, err);
+    if (status == MR_OK)
+        mr_log_info("loaded %u cells of %s in %.1f s", order->cell_count, order->name,
+                    (double)(mr_now_ns() - began) / 1e9);
+    say_holdings(m);
+    return status;
+}
+
+static mr_status on_unload(void *context, mr_control_job *job, const mr_control_unload_order *order,
+                           mr_err *err) {
+    mr_memshard_member *m = context;
+    (void)job, (void)err;
+    mr_memshard_unload(m->shard, &order->digest, (mr_grid){0, 0}, order->cells, order->cell_count);
+    say_holdings(m);
+    return MR_OK;
+}
+
+static bool is_in_a_map(const mr_view *view, const char *id) {
+    for (uint32_t i = 0; i < view->map_count + view->next_map_count; i++) {
+        const mr_map_record *map =
+            i < view->map_count ? view->maps[i] : view->next_maps[i - view->map_count];
+        const uint32_t count = map->replica_first[map->grid_rows * map->grid_columns];
+        for (uint32_t r = 0; r < count; r++)
+            if (strcmp(map->replicas[r], id) == 0) return true;
+    }
+    return false;
+}
+
+/* Nobody is told to come here any more, and nobody has for a while. */
+static bool is_empty(mr_memshard_member *m) {
+    const mr_view *view = mr_agent_view(m->agent);
+    const bool is_wanted = is_in_a_map(view, mr_agent_id(m->agent));
+    mr_view_release(view);
+    return !is_wanted && mr_memshard_look(m->shard).cells == 0;
+}
+
+static mr_status on_drain(void *context, mr_control_job *job, const mr_drain_order *order,
+                          mr_err *err) {
+    mr_memshard_member *m = context;
+    const int64_t seconds = order->timeout_s ? order->timeout_s : DRAIN_S;
+    const int64_t deadline = mr_now_ns() + seconds * 1000000000;
+    mr_log_info("draining");
+    mr_agent_set_state(m->agent, MR_MEMBER_DRAINING);
+    while (!is_empty(m)) {
+        const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000};
+        if (mr_control_job_is_cancelled(job))
+            return mr_fail(err, MR_ERR_CANCELLED, "whoever asked for it has left");
+        if (mr_now_ns() >= deadline)
+            return mr_fail(err, MR_ERR_TIMEOUT,
+                           "its cells have found no other place within %lld s: is there room?",
+                           (long long)seconds);
+        nanosleep(&pause, NULL);
+    }
+    mr_log_info("drained");
+    if (order->ends && m->leave) m->leave(m->context);
+    return MR_OK;
+}
+
+static void count(mr_control_status *out, const char *name, double value) {
+    if (out->counter_count == MR_CONTROL_COUNTERS) return;
+    mr_control_counter *c = &out->counters[out->counter_count++];
+    snprintf(c->name, sizeof(c->name), "%s", name);
+    c->value = value;
+}
+
+static void on_status(void *context, mr_control_status *out) {
+    mr_memshard_member *m = context;
+    const mr_memshard_stats s = mr_memshard_look(m->shard);
+    out->requests = s.requests;
+    out->bytes_held = s.bytes_held;
+    out->requests_per_s = s.window_s > 0 ? (double)s.window_requests / s.window_s : 0;
+    out->p50_us = s.p50_us;
+    out->p99_us = s.p99_us;
+    count(out, "refused", (double)s.refused);
+    count(out, "stale", (double)s.stale);
+    count(out, "expired", (double)s.expired);
+    count(out, "cancelled", (double)s.cancelled);
+    count(out, "together", (double)s.together);
+    count(out, "prefetched", (double)s.prefetched);
+    count(out, "loads", (double)s.loads);
+    count(out, "unloads", (double)s.unloads);
+    count(out, "failed_loads", (double)s.failed_loads);
+    count(out, "queue_depth", (double)s.queue_depth);
+}
+
+mr_status mr_memshard_member_open(mr_memshard_member **out, const mr_memshard_member_options *o,
+                                  mr_err *err) {
+    mr_memshard_member *m = mr_alloc(sizeof(*m));
+    m->shard = o->shard;
+    m->keys = o->keys;
+    m->cache_folder = o->cache_folder;
+    m->header_file = o->header_file;
+    m->leave = o->leave;
+    m->context = o->context;
+    const mr_agent_options agent = {.role = MR_ROLE_MEMSHARD,
+                                    .settings = o->agent,
+                                    .handlers = {.status = on_status,
+                                                 .load = on_load,
+                                                 .unload = on_unload,
+                                                 .drain = on_drain,
+                                                 .context = m},
+                                    .context = m};
+    *out = NULL;
+    const mr_status status = mr_agent_open(&m->agent, &agent, err);
+    if (status != MR_OK) {
+        free(m);
+        return status;
+    }
+    mr_memshard_set_opener(m->shard, open_source, m);
+    mr_agent_set_capacity(m->agent, o->capacity_bytes);
+    *out = m;
+    return MR_OK;
+}
+
+void mr_memshard_member_start(mr_memshard_member *m, const char *address, const char *ucx) {
+    mr_agent_set_address(m->agent, address, ucx);
+    say_holdings(m);
+    mr_agent_set_state(m->agent, MR_MEMBER_READY);
+    mr_agent_start(m->agent);
+}
+
+void mr_memshard_member_close(mr_memshard_member *m) {
+    if (!m) return;
+    mr_agent_close(m->agent);
+    free(m);
+}
+
+mr_agent *mr_memshard_member_agent(mr_memshard_member *m) {
+    return m->agent;
+}
