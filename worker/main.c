@@ -90,6 +90,17 @@ static mr_status check(settings *s, mr_err *err) {
     return check_stage(s, err);
 }
 
+static const char summary[] =
+    "Runs steps of a model for coordinators; its tables lie on the memshards.\n"
+    "Example: memrack-worker --model models/demo --memshard 127.0.0.1:7001 "
+    "--memshard 127.0.0.1:7002\n\n"
+    "A model too large or too slow for one worker is cut into stages, each with a "
+    "range of blocks;\ncoordinators talk to stage 0. Two stages, in any order:\n"
+    "  memrack-worker --model M --registry R --stage 1/2 --listen 10.0.0.2:7100\n"
+    "  memrack-worker --model M --registry R --stage 0/2 --next 10.0.0.2:7100\n"
+    "In a cluster stages find each other:\n"
+    "  memrack-worker --cluster etcd:10.0.0.1:2379 --model M --group g0 --stage 0/2";
+
 static int parse(settings *s, int argc, char **argv) {
     *s = (settings){.listen = "127.0.0.1:0",
                     .retrieval_timeout_ms = 500,
@@ -145,15 +156,7 @@ static int parse(settings *s, int argc, char **argv) {
     const mr_command_spec spec = {
         .usage = "memrack-worker --model DIR [--registry FILE | --memshard ADDR .. | --cluster "
                  "WHERE] [options]",
-        .summary = "Runs steps of a model for coordinators; its tables lie on the memshards.\n"
-                   "Example: memrack-worker --model models/demo --memshard 127.0.0.1:7001 "
-                   "--memshard 127.0.0.1:7002\n\n"
-                   "A model too large or too slow for one worker is cut into stages, each with a "
-                   "range of blocks;\ncoordinators talk to stage 0. Two stages, in any order:\n"
-                   "  memrack-worker --model M --registry R --stage 1/2 --listen 10.0.0.2:7100\n"
-                   "  memrack-worker --model M --registry R --stage 0/2 --next 10.0.0.2:7100\n"
-                   "In a cluster stages find each other:\n"
-                   "  memrack-worker --cluster etcd:10.0.0.1:2379 --model M --group g0 --stage 0/2",
+        .summary = summary,
         .options = options};
     mr_err err = {{0}};
     int count;
