@@ -88,7 +88,7 @@ bool mr_cluster_is_static(const mr_cluster *cluster) {
 #define AT_HOME(call)                                                                              \
     if (cluster->etcd != NULL) return call;
 #else
-#define AT_HOME(call)
+#define AT_HOME(call) (void)cluster;
 #endif
 
 mr_cluster_health mr_cluster_look(mr_cluster *cluster) {
