@@ -8,6 +8,7 @@
 #include "common/base/mem.h"
 #include "common/base/options.h"
 #include "common/base/sizes.h"
+#include "common/model/source.h"
 #include "common/net/fabric_choice.h"
 #include "common/net/process.h"
 #include "common/net/server.h"
@@ -27,7 +28,8 @@ static const char component[] = "memrack-memshard";
 typedef struct {
     const char *model, *grid, *listen, *isa;
     const char *ucx, *capacity, *tier_ram, *cache_folder, *header_file, *key_file;
-    int64_t index, of, threads, ready_fd, spin_us;
+    const char *netrc_file;
+    int64_t index, of, threads, ready_fd, spin_us, source_timeout_s;
     bool keys, is_key_required, no_verify, no_ucx;
     mr_agent_settings agent;
 } settings;
@@ -35,7 +37,8 @@ typedef struct {
 static int parse(settings *s, int argc, char **argv) {
     *s = (settings){.grid = "1x1", .listen = "127.0.0.1:0", .of = 1, .threads = 2, .ready_fd = -1};
     const mr_option options[] = {
-        {"model", 'm', MR_OPT_TEXT, &s->model, 0, 0, "DIR", "the model's directory"},
+        {"model", 'm', MR_OPT_TEXT, &s->model, 0, 0, "DIR|URL",
+         "the model's directory, or the http(s) address of one"},
         {"grid", 'g', MR_OPT_TEXT, &s->grid, 0, 0, "GxW", "row groups x width slices (1x1)"},
         {"index", 'i', MR_OPT_INT, &s->index, 0, MR_MAX_MEMSHARDS - 1, "I",
          "which memshard this is, from 0 (0)"},
@@ -55,6 +58,10 @@ static int parse(settings *s, int argc, char **argv) {
          "where models fetched from addresses are kept"},
         {"header-file", 0, MR_OPT_TEXT, &s->header_file, 0, 0, "FILE",
          "lines \"Name: value\" sent with every fetch"},
+        {"netrc-file", 0, MR_OPT_TEXT, &s->netrc_file, 0, 0, "FILE",
+         "user names and passwords for addresses (not in a cluster)"},
+        {"source-timeout", 0, MR_OPT_INT, &s->source_timeout_s, 1, 1e6, "S",
+         "for one range of a file, retries included (21600; not in a cluster)"},
         {"no-verify", 0, MR_OPT_FLAG, &s->no_verify, 0, 0, NULL,
          "do not compare rows with their checksums when they are loaded"},
         {"ucx", 0, MR_OPT_TEXT, &s->ucx, 0, 0, "ADDR",
@@ -204,8 +211,7 @@ static mr_status run_member(const settings *s, const mr_ops *ops, mr_err *err) {
 }
 
 static mr_status run(const settings *s, mr_err *err) {
-    mr_model *model = NULL;
-    mr_manifest manifest = {0};
+    mr_source *source;
     mr_memshard *shard = NULL;
     mr_store_plan plan;
     mr_grid grid;
@@ -217,29 +223,31 @@ static mr_status run(const settings *s, mr_err *err) {
     if (s->agent.cluster) return run_member(s, ops, err);
     mr_status status = mr_grid_parse(&grid, s->grid, err);
     if (status != MR_OK) return status;
-    status = mr_model_open(&model, s->model, err);
+    const mr_source_options options = {.cache_folder = s->cache_folder,
+                                       .header_file = s->header_file,
+                                       .netrc_file = s->netrc_file,
+                                       .total_s = (uint32_t)s->source_timeout_s};
+    status = mr_source_open(&source, s->model, &options, err);
     if (status != MR_OK) return status;
+    const mr_model *model = mr_source_model(source);
+    const mr_manifest *manifest = mr_source_manifest(source);
     if (mr_model_table_count(model) == 0) {
         status = mr_fail(err, MR_ERR_ARGUMENT,
                          "%s has no memory layers: a memshard would hold nothing", s->model);
-        goto close_model;
+        goto close_source;
     }
-    status = mr_manifest_load(&manifest, model, NULL, NULL, err);
-    if (status != MR_OK) goto close_model;
     status =
-        mr_memshard_plan(&plan, model, &manifest, grid, (uint32_t)s->index, (uint32_t)s->of, err);
-    if (status != MR_OK) goto free_manifest;
+        mr_memshard_plan(&plan, model, manifest, grid, (uint32_t)s->index, (uint32_t)s->of, err);
+    if (status != MR_OK) goto close_source;
     print_plan(s, &plan);
-    status = mr_memshard_open(&shard, model, &manifest, ops, grid, (uint32_t)s->index,
+    status = mr_memshard_open(&shard, model, manifest, ops, grid, (uint32_t)s->index,
                               (uint32_t)s->of, err);
-    if (status != MR_OK) goto free_manifest;
+    if (status != MR_OK) goto close_source;
     if (s->keys) status = mr_memshard_open_keys(shard, model, err);
     if (status == MR_OK) status = serve(s, shard, err);
     mr_memshard_close(shard);
-free_manifest:
-    mr_manifest_free(&manifest);
-close_model:
-    mr_model_close(model);
+close_source:
+    mr_source_close(source);
     return status;
 }
 

@@ -59,7 +59,7 @@ static mr_status check_pool(const mr_request *q, mr_err *err) {
 
 static mr_status check_mode(const mr_request *q, mr_err *err) {
     const mr_wire_retrieve *f = q->view.fixed;
-    if (f->mode == MR_RETRIEVE_GATHER) return MR_OK;
+    if (mr_retrieve_gathers(f)) return MR_OK;
     if (f->mode != MR_RETRIEVE_DOT) return check_pool(q, err);
     if (!q->layer->gated)
         return mr_fail(err, MR_ERR_MISMATCH, "layer %u is not gated; asked for gate dots",
@@ -153,9 +153,11 @@ static mr_status resolve(mr_request *q, const mr_asked *asked, mr_err *err) {
     mr_status status = mr_request_find(q, asked, f->layer, f->cell, err);
     if (status == MR_OK) status = check_mode(q, err);
     if (status == MR_OK) status = check_rows(q, err);
+    const bool pre = f->mode == MR_RETRIEVE_GATHER_PRE;
     if (status == MR_OK)
-        status = mr_retrieve_answer_bytes(&q->answer_bytes, f, q->cell->span.columns,
-                                          mr_element_bytes(q->table->element), err);
+        status = mr_retrieve_answer_bytes(
+            &q->answer_bytes, f, pre ? q->cell->span.pre_columns : q->cell->span.columns,
+            mr_element_bytes(pre ? q->table->pre_element : q->table->element), err);
     return status;
 }
 
@@ -287,13 +289,14 @@ mr_status mr_request_gate(const mr_memshard *shard, const mr_request *q, void *m
 }
 
 static void gather(const mr_request *q, uint8_t *out) {
-    const mr_rows *rows = &q->values;
+    const bool pre = q->view.fixed->mode == MR_RETRIEVE_GATHER_PRE;
+    const mr_rows *rows = pre ? &q->pre_values : &q->values;
+    const uint32_t *id = pre ? q->pre_row : q->value_row;
     const uint32_t element_bytes = mr_element_bytes(rows->element);
     const size_t bytes = (size_t)rows->columns * element_bytes;
     if (bytes == 0) return;
     for (uint32_t j = 0; j < q->view.fixed->entries; j++, out += bytes) {
-        const size_t row =
-            (size_t)(q->value_row[j] - rows->row_first) * rows->stride * element_bytes;
+        const size_t row = (size_t)(id[j] - rows->row_first) * rows->stride * element_bytes;
         memcpy(out, (const uint8_t *)rows->data + row, bytes);
     }
 }
@@ -302,8 +305,9 @@ static void gather(const mr_request *q, uint8_t *out) {
 
 static mr_status prepare(const mr_asked *asked, mr_request *q, const float **weight, mr_err *err) {
     const mr_wire_retrieve *f = q->view.fixed;
-    const bool gated = f->mode == MR_RETRIEVE_GATED_POOL, dot = f->mode == MR_RETRIEVE_DOT;
-    mr_status status = mr_request_fetch(q, asked->seat, !dot, gated || dot, err);
+    const bool gated = f->mode == MR_RETRIEVE_GATED_POOL;
+    const bool pre_alone = f->mode == MR_RETRIEVE_DOT || f->mode == MR_RETRIEVE_GATHER_PRE;
+    mr_status status = mr_request_fetch(q, asked->seat, !pre_alone, gated || pre_alone, err);
     if (status != MR_OK) return status;
     switch (f->mode) {
     case MR_RETRIEVE_POOL:
@@ -327,7 +331,7 @@ mr_status mr_answer_retrieve(const mr_asked *asked, mr_request *q, mr_err *err) 
     if (status != MR_OK) return status;
     void *out = mr_answer_begin(asked, mr_retrieve_answer_type(f), q->answer_bytes, err);
     if (!out) return MR_ERR_LIMIT;
-    if (f->mode == MR_RETRIEVE_GATHER)
+    if (mr_retrieve_gathers(f))
         gather(q, out);
     else if (f->mode == MR_RETRIEVE_DOT)
         dots(asked->shard, q, q->view.x, out);

@@ -67,7 +67,8 @@ typedef struct {
 } mr_file_part;
 
 /* Where tables come from: a model, or memory in tests. All arrays are borrowed until close. */
-typedef struct {
+typedef struct mr_store_source mr_store_source;
+struct mr_store_source {
     const mr_memory_layer *const *layers; /* [layer_count] */
     const mr_table_shape *const *tables;  /* [table_count] */
     const mr_table_facts *facts;          /* [table_count] */
@@ -87,7 +88,10 @@ typedef struct {
     /* Instead of map: writes rows of a cell's slice, each stride_bytes after the one before. */
     mr_status (*copy)(const void *context, void *out, size_t stride_bytes, uint32_t table,
                       bool pre_values, mr_grid grid, uint32_t cell, mr_span rows, mr_err *err);
-} mr_store_source;
+    /* After copied rows turned out wrong: the next copy asks somebody else where it can. */
+    void (*again)(const void *context);
+    const mr_store_source *base; /* what this one was made of; for its own callbacks */
+};
 
 /* A model's tables as a source. model and manifest are borrowed until close. */
 typedef struct mr_model_tables mr_model_tables;

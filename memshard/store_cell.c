@@ -1,5 +1,6 @@
 /* store_cell.c - one cell of every table: mapped, copied or left in its file; see store.h. */
 #include "common/base/limits.h"
+#include "common/base/log.h"
 #include "common/base/mem.h"
 #include "memshard/store.h"
 #include "memshard/store_guard.h"
@@ -202,25 +203,36 @@ static mr_status check_copied(const side *s, mr_err *err) {
         (unsigned long long)(s->rows.first + s->rows.count - 1), path_of(s));
 }
 
+static mr_status copy_rows(const side *s, mr_err *err) {
+    const mr_store_source *source = s->held->source;
+    const size_t stride_bytes = s->stride * s->element_bytes;
+    mr_status status = source->copy(source->context, s->kept->copy, stride_bytes, s->table,
+                                    s->is_pre, s->held->grid, s->held->id, s->rows, err);
+    if (status == MR_OK) status = check_copied(s, err);
+    if (status != MR_ERR_FORMAT || !source->again) return status;
+    mr_log_warn("once more: %s", err ? err->text : "copied rows are wrong");
+    source->again(source->context);
+    status = source->copy(source->context, s->kept->copy, stride_bytes, s->table, s->is_pre,
+                          s->held->grid, s->held->id, s->rows, err);
+    return status == MR_OK ? check_copied(s, err) : status;
+}
+
 /* Walks the rows once. */
 static mr_status keep_slice(const side *s, uint64_t bytes, mr_err *err) {
-    const mr_store_source *source = s->held->source;
     const uint64_t at_once = s->row_bytes < WINDOW_BYTES ? WINDOW_BYTES / s->row_bytes : 1;
-    const size_t stride_bytes = s->stride * s->element_bytes;
     mr_status status = reserve(s, bytes, err);
     uint8_t *to = s->kept->copy;
+    if (status == MR_OK && s->held->source->copy) {
+        status = copy_rows(s, err);
+        if (status == MR_OK) remember_copy(s);
+        return status;
+    }
     for (uint64_t done = 0; done < s->rows.count && status == MR_OK;) {
         const uint64_t rows = s->rows.count - done < at_once ? s->rows.count - done : at_once;
-        if (source->copy) {
-            const mr_span span = {s->rows.first + done, rows};
-            status = source->copy(source->context, to, stride_bytes, s->table, s->is_pre,
-                                  s->held->grid, s->held->id, span, err);
-        } else
-            status = keep_window(s, to, done, rows, err);
-        to += rows * stride_bytes;
+        status = keep_window(s, to, done, rows, err);
+        to += rows * s->stride * s->element_bytes;
         done += rows;
     }
-    if (status == MR_OK && source->copy) status = check_copied(s, err);
     if (status == MR_OK) remember_copy(s);
     return status;
 }
@@ -267,7 +279,7 @@ static mr_status open_tiered(const side *s, mr_err *err) {
     const mr_store_source *source = s->held->source;
     mr_cell_side *kept = s->kept;
     mr_file_part part;
-    if (!source->file || !source->file(source->context, &part, s->table, s->is_pre))
+    if (source->copy || !source->file || !source->file(source->context, &part, s->table, s->is_pre))
         return mr_fail(err, MR_ERR_UNSUPPORTED,
                        "table %u does not lie in a file here: it cannot be tiered", s->table);
     const uint64_t first = s->rows.first * s->row_bytes, bytes = s->rows.count * s->row_bytes;

@@ -61,6 +61,10 @@ typedef struct {
  */
 mr_status mr_retrieve_lay_out(mr_retrieve_layout *out, const mr_wire_retrieve *fixed, mr_err *err);
 
+static inline bool mr_retrieve_gathers(const mr_wire_retrieve *fixed) {
+    return fixed->mode == MR_RETRIEVE_GATHER || fixed->mode == MR_RETRIEVE_GATHER_PRE;
+}
+
 typedef struct {
     const mr_wire_retrieve *fixed;
     const uint32_t *count;         /* [tokens]; the sum is entries */

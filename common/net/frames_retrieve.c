@@ -63,7 +63,7 @@ mr_status mr_retrieve_lay_out(mr_retrieve_layout *out, const mr_wire_retrieve *f
     *out = (mr_retrieve_layout){0};
     mr_status status = check_common(f, err);
     if (status != MR_OK) return status;
-    if (f->mode < MR_RETRIEVE_POOL || f->mode > MR_RETRIEVE_GATHER)
+    if (f->mode < MR_RETRIEVE_POOL || f->mode > MR_RETRIEVE_GATHER_PRE)
         return mr_fail(err, MR_ERR_UNSUPPORTED, "a RETRIEVE of unknown mode %u", f->mode);
     const bool gated = f->mode == MR_RETRIEVE_GATED_POOL;
     const bool pools = gated || f->mode == MR_RETRIEVE_POOL;
@@ -168,14 +168,14 @@ mr_status mr_retrieve_check(mr_retrieve_view *out, const mr_frame *frame, mr_err
 
 uint16_t mr_retrieve_answer_type(const mr_wire_retrieve *f) {
     if (f->mode == MR_RETRIEVE_DOT) return MR_FRAME_DOTS;
-    return f->mode == MR_RETRIEVE_GATHER ? MR_FRAME_ROWS : MR_FRAME_POOLED;
+    return mr_retrieve_gathers(f) ? MR_FRAME_ROWS : MR_FRAME_POOLED;
 }
 
 mr_status mr_retrieve_answer_bytes(uint32_t *out, const mr_wire_retrieve *f, uint32_t columns,
                                    uint32_t element_bytes, mr_err *err) {
     uint64_t bytes = (uint64_t)f->entries * sizeof(int64_t);
     bool over = false;
-    if (f->mode == MR_RETRIEVE_GATHER) {
+    if (mr_retrieve_gathers(f)) {
         over = __builtin_mul_overflow((uint64_t)f->entries * element_bytes, columns, &bytes);
     } else if (f->mode != MR_RETRIEVE_DOT) {
         over = __builtin_mul_overflow((uint64_t)f->tokens * f->slots, columns, &bytes) ||

@@ -126,7 +126,7 @@ static void test_retrieve_fixed_part(void **state) {
     assert_int_equal(mr_retrieve_lay_out(&to, &f, &err), why);                                     \
     assert_int_equal(to.bytes, 0)
     REFUSED(pool, mode, 0, MR_ERR_UNSUPPORTED);
-    REFUSED(pool, mode, 5, MR_ERR_UNSUPPORTED);
+    REFUSED(pool, mode, 6, MR_ERR_UNSUPPORTED);
     REFUSED(pool, mode, 0xffff, MR_ERR_UNSUPPORTED);
     REFUSED(pool, accumulator_bits, 0, MR_ERR_RANGE);
     REFUSED(pool, accumulator_bits, 16, MR_ERR_RANGE);
