@@ -148,7 +148,10 @@ static void drop_client(serving *t, client *c) {
     if (o->link_closed && c->is_open) o->link_closed(o->context, c->link);
     t->clients[c->index] = t->clients[--t->count];
     t->clients[c->index]->index = c->index;
-    mr_link_close(c->link); /* closing the descriptor takes it out of the epoll set */
+    /* Closing alone would leave it in the epoll set while a child that was just forked still holds
+     * the descriptor, and its events would find c freed. */
+    if (!c->link->engine) watch(t->epoll, EPOLL_CTL_DEL, c->link->fd, 0, NULL);
+    mr_link_close(c->link);
     free(c);
     atomic_fetch_sub(&t->links, 1);
 }
