@@ -131,6 +131,7 @@ def start():
     STATE["manifest"], STATE["table"] = manifest, find_table(manifest)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *arguments: None  # clients that leave are part of the tests
     threading.Thread(target=server.serve_forever, daemon=True).start()
     STATE["url"] = f"http://127.0.0.1:{server.server_address[1]}/bucket/m?signature=x"
     for bad in (["split", COPY], ["split", COPY, "--grid", "0x1"], ["split", FOLDER, "--grid", "1x1"]):
