@@ -132,8 +132,9 @@ static void *run(void *context) {
                 pace(s, next_ns);
             look_for_bad(s);
         }
+        const uint32_t pause_ms = s->count > 0 ? s->options.pause_ms : LOOK_EVERY_MS;
         s->counters.passes += s->count > 0;
-        pace(s, mr_now_ns() + (int64_t)s->options.pause_ms * 1000000);
+        pace(s, mr_now_ns() + (int64_t)pause_ms * 1000000);
     }
     pthread_mutex_unlock(&s->lock);
     return NULL;

@@ -4,8 +4,10 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { BLOCK_SLOTS = 1024, BLOCKS = MR_GUARDS_MAX / BLOCK_SLOTS };
@@ -36,7 +38,14 @@ static void pass_on(int number, siginfo_t *info, void *context) {
     signal(number, SIG_DFL); /* the instruction runs again and ends the process */
 }
 
-/* Only async-signal-safe calls, and mmap, which is a bare system call. */
+/* Zero pages from at on. The bare system call: a library's mmap may be somebody's wrapper. */
+static bool put_zeros(uintptr_t at, size_t bytes) {
+    const long put = syscall(SYS_mmap, at, bytes, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0L);
+    return put == (long)at;
+}
+
+/* Only async-signal-safe calls. */
 static void on_fault(int number, siginfo_t *info, void *context) {
     const uintptr_t at = (uintptr_t)info->si_addr;
     const int used = atomic_load_explicit(&used_slots, memory_order_acquire);
@@ -51,9 +60,7 @@ static void on_fault(int number, siginfo_t *info, void *context) {
         const uintptr_t end = (base + bytes + page_bytes - 1) / page_bytes * page_bytes;
         uint32_t good = 0;
         atomic_compare_exchange_strong(flag, &good, 1);
-        if (mmap((void *)first, end - first, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED)
-            return;
+        if (put_zeros(first, end - first)) return;
         break;
     }
     pass_on(number, info, context);

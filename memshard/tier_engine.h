@@ -7,6 +7,7 @@
 #define MR_MEMSHARD_TIER_ENGINE_H
 #include "common/base/status.h"
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -20,6 +21,7 @@ struct mr_tier_op {
     struct iovec room[MR_TIER_OP_BLOCKS];
     uint32_t slot[MR_TIER_OP_BLOCKS];
     uint32_t tries;
+    _Atomic uint32_t handed; /* orders filling before completion where the kernel stands between */
     mr_tier_op *next;
 };
 

@@ -32,6 +32,7 @@ static void *take_done(void *context) {
         const int result = cqe->res;
         io_uring_cqe_seen(&e->ring, cqe);
         if (!op) return NULL;
+        (void)atomic_load_explicit(&op->handed, memory_order_acquire);
         e->done(e->context, op, result);
     }
 }
@@ -51,6 +52,7 @@ static void submit(mr_tier_engine *base, mr_tier_op *first) {
         struct io_uring_sqe *sqe = entry(e);
         io_uring_prep_readv(sqe, op->fd, op->room, op->count, op->offset);
         io_uring_sqe_set_data(sqe, op);
+        atomic_store_explicit(&op->handed, 1, memory_order_release);
     }
     while (io_uring_sq_ready(&e->ring) > 0) {
         const int code = io_uring_submit(&e->ring);

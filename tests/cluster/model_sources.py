@@ -162,7 +162,7 @@ def shard(index=0, of=4, cache=None, extra=(), url=None):
     STATE["shards"] += 1
     cache = cache or os.path.join(FOLDER, f"cache-{STATE['shards']}")
     return Process(f"memshard-{STATE['shards']}",
-                   [os.path.join(BUILD, "memrack-memshard"), "--model", url or STATE["url"], "--cache", cache,
+                   [os.path.join(BUILD, "memrack-memshard"), "--model", url or STATE["url"], "--cache-folder", cache,
                     "--grid", GRID, "--index", str(index), "--of", str(of), *extra], FOLDER)
 
 
@@ -300,7 +300,7 @@ def secrets():
     with open(path, "w") as file:
         file.write("# for the test\nAuthorization: Bearer very-secret\n")
     fault(header="Bearer very-secret")
-    process = expect_ready(0, extra=["--source-headers", path])
+    process = expect_ready(0, extra=["--header-file", path])
     assert "very-secret" not in process.text()
     expect_refused("401 (not allowed)")
 

@@ -298,10 +298,12 @@ static void test_the_scrubber_reports_faults_and_keeps_its_pace(void **state) {
     assert_int_equal(mr_held_open(&held, &f->source, (mr_grid){1, 1}, 0, NULL, &err), MR_OK);
     assert_int_equal(mr_scrub_open(&seen.scrub, &slow, &err), MR_OK);
     mr_scrub_add(seen.scrub, held);
+    const int64_t begin = mr_now_ns();
     usleep(500000);
     mr_scrub_counters c;
     mr_scrub_count(seen.scrub, &c);
-    assert_true(c.bytes > 0 && c.bytes < 1000000);
+    /* a second's worth may be made up for where the machine was busy */
+    assert_true(c.bytes > 0 && (double)c.bytes < 4e5 * ((double)(mr_now_ns() - begin) / 1e9 + 2));
     assert_int_equal(truncate(f->path, 4096), 0);
     volatile float sum = ((const float *)mr_held_cell(held, 0)->values.data)[FILE_WIDTH * 100];
     (void)sum; /* a request touches what is gone */
