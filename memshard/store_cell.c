@@ -388,6 +388,9 @@ mr_status mr_held_open(mr_held **out, const mr_store_source *source, mr_grid gri
     held->grid = grid;
     held->source = source;
     if (options) held->options = *options;
+    if (held->options.no_verify)
+        mr_log_warn("cell %u of grid %ux%u is taken without looking at its checksums", cell,
+                    grid.row_groups, grid.width_slices);
     held->table_count = source->table_count;
     for (uint32_t t = 0; t < held->table_count; t++)
         for (int pre = 0; pre < 2; pre++)

@@ -2,6 +2,7 @@
  * is ever taken in; a file cut short under a mapping is an error and not the end of the process.
  * Method: a table in a real file; every cell of several grids against the file's bytes; then bits
  * are flipped and the file is cut at chosen places. */
+#include "common/base/log.h"
 #include "memshard/store_guard.h"
 #include "tests/unit/store_test.h"
 
@@ -208,5 +209,6 @@ int main(void) {
         IN_FILE(test_a_file_cut_short_under_the_mapping),
         cmocka_unit_test(test_guards_are_reused),
     };
+    mr_log_setup("test", MR_LOG_ERROR, 1);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
