@@ -10,6 +10,7 @@
  * Threads: a peer belongs to its retrieval's thread; the connector takes copies. */
 #ifndef MR_WORKER_PEERS_H
 #define MR_WORKER_PEERS_H
+#include "common/net/fabric_choice.h"
 #include "worker/retrieval.h"
 
 /* --- latency ---------------------------------------------------------------------------------- */
@@ -100,7 +101,7 @@ typedef struct {
     mr_err err;
 } mr_connected;
 
-/* connect NULL: the default one, which dials (NULL: by the peer's address). */
+/* connect NULL: the default one, which dials (NULL: over the best fabric). */
 mr_connector *mr_connector_open(mr_digest digest, mr_peer_connect connect, void *context,
                                 mr_peer_dial dial, void *dial_context);
 void mr_connector_close(mr_connector *c); /* waits for connects under way; NULL is fine */

@@ -1,4 +1,4 @@
-/* peers_connect.c - connecting without holding up a step: two helper threads and a mailbox.
+/* peers_connect.c - connecting without holding up a step: a few helper threads and a mailbox.
  *
  * A peer that does not answer its handshake keeps a helper busy until the deadline, so those that
  * failed before wait behind those that did not: asking order is the caller's, and a caller asks for
@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HELPERS = 2 };
+enum { HELPERS = 4 };
 
 typedef struct job {
     struct job *next;
@@ -70,8 +70,10 @@ static mr_status connect_and_open(void *context, mr_link **out, mr_wire_welcome 
                                   mr_grid grid, int64_t deadline_ns, mr_err *err) {
     const mr_connector *c = context;
     size_t bytes;
+    const mr_fabric_peer where = {peer->address, peer->ucx, peer->machine, peer->has_verbs};
+    const mr_fabric_policy any = {0};
     mr_status status = c->dial ? c->dial(c->dial_context, out, peer, deadline_ns, err)
-                               : mr_link_connect(out, peer->address, deadline_ns, err);
+                               : mr_link_connect_best(out, &where, &any, deadline_ns, err);
     if (status != MR_OK) return status;
     mr_link_set_grid(*out, (mr_link_grid){grid.row_groups, grid.width_slices});
     status = mr_session_open(*out, hello, deadline_ns, welcome, sizeof(*welcome), &bytes, err);
@@ -88,6 +90,31 @@ static void run_job(const mr_connector *c, job *j) {
     if (j->result.status != MR_OK) j->result.link = NULL;
 }
 
+typedef struct {
+    const mr_connector *connector;
+    job *job;
+} errand;
+
+static void *run_errand(void *argument) {
+    const errand *e = argument;
+    run_job(e->connector, e->job);
+    return NULL;
+}
+
+/* UCX links that one thread connected share an engine and belong to one thread together. So each
+ * is connected by a thread of its own, and may be handed over by itself. */
+static void run_apart(const mr_connector *c, job *j) {
+    errand e = {c, j};
+    pthread_t thread;
+    if (!j->where.ucx)
+        run_job(c, j);
+    else if (pthread_create(&thread, NULL, run_errand, &e) == 0)
+        pthread_join(thread, NULL);
+    else
+        j->result.status =
+            mr_fail(&j->result.err, MR_ERR_NOMEM, "no thread could be started to connect it");
+}
+
 static void *help(void *argument) {
     mr_connector *c = argument;
     pthread_mutex_lock(&c->mutex);
@@ -98,7 +125,7 @@ static void *help(void *argument) {
             continue;
         }
         pthread_mutex_unlock(&c->mutex);
-        run_job(c, j);
+        run_apart(c, j);
         pthread_mutex_lock(&c->mutex);
         push(&c->done, j);
         atomic_fetch_add(&c->done_count, 1);

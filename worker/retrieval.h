@@ -10,7 +10,7 @@
  * that is late is asked for again elsewhere (hedged: at most 5 % of all requests); one that is
  * silent for too long is suspected, and what it owes is asked elsewhere at once. Peers are
  * connected in the background; a dead one never holds up a step that has another replica.
- * Threads: the step thread only; it works the links itself inside begin, progress and finish. Two
+ * Threads: the step thread only; it works the links itself inside begin, progress and finish. A few
  * helper threads connect peers; they share nothing with it but a mailbox (peers_connect.c).
  * Deadlines: the step's, and timeout_ms without any answer. Time is mr_now_ns, waiting is
  * mr_links_wait, chance is a generator seeded by the options: a simulation may drive all of it. */
@@ -54,7 +54,7 @@ typedef struct {
     const mr_ops *ops;        /* of the row cache; NULL: the best there is */
     mr_peer_connect connect;  /* NULL: the default */
     void *connect_context;
-    mr_peer_dial dial; /* of the default connect; NULL: mr_link_connect to the peer's address */
+    mr_peer_dial dial; /* of the default connect; NULL: over the best fabric, without a key */
     void *dial_context;
     /* A shard said that our route is old: returns a route of a higher epoch, or NULL while there is
      * none. Borrowed until the next call. Called in the step thread; never waits. May be NULL. */

@@ -17,7 +17,8 @@
 enum {
     MS = 1000000,
     CONNECT_PATIENCE_MS = 250,
-    CONNECT_PAUSE_MS = 50, /* doubles with every failure */
+    CONNECT_PATIENCE_MORE_MS = 2000, /* devices are opened first, or a key is fetched */
+    CONNECT_PAUSE_MS = 50,           /* doubles with every failure */
     CONNECT_DOUBLINGS = 6,
     IDLE_LOOK_MS = 20, /* a link that owes nothing is looked at so often: it may have ended */
     BLIND_NS = 100000, /* a pause that blurs when an answer came */
@@ -134,10 +135,11 @@ void mr_peers_sweep(mr_retrieval *r) {
 
 static void ask_connector(mr_retrieval *r, mr_peer *p, int64_t now) {
     if (p->link || p->is_connecting || p->is_leaving || !p->where.address) return;
+    const bool is_slow = p->where.ucx || p->where.control;
+    const int64_t patience_ms = is_slow ? CONNECT_PATIENCE_MORE_MS : CONNECT_PATIENCE_MS;
     p->is_connecting = true;
     p->last_try_ns = now;
-    mr_connector_ask(r->connector, p->number, &p->where, r->grid,
-                     CONNECT_PATIENCE_MS * (int64_t)MS);
+    mr_connector_ask(r->connector, p->number, &p->where, r->grid, patience_ms * MS);
 }
 
 void mr_peers_reconnect(mr_retrieval *r, int64_t now) {

@@ -5,6 +5,7 @@
  * asked by ids instead. Method: golden models; the logits of a prompt, each compared with the
  * plainest way. */
 #include "common/base/mem.h"
+#include "common/net/fabric_choice.h"
 #include "memshard/serve.h"
 #include "tests/unit/net_test.h"
 #include "worker/engine.h"
@@ -139,7 +140,7 @@ static void test_every_way_gives_the_same_logits(void **state) {
 
 /* --- a route of servers ----------------------------------------------------------------------- */
 
-static void test_an_engine_over_a_route(void **state) {
+static void over_a_route(bool over_ucx) {
     const way plain = {{1, 1}, false, false, 0};
     mr_memshard *shards[SERVERS];
     mr_server *servers[SERVERS];
@@ -148,18 +149,20 @@ static void test_an_engine_over_a_route(void **state) {
     mr_wire_done_more sum;
     mr_engine *engine;
     mr_err err = {{0}};
-    (void)state;
     load("v2_demo_share05");
     agrees(&plain, w.expected, &sum);
     for (uint32_t i = 0; i < SERVERS; i++) { /* both hold both cells */
         assert_int_equal(
             mr_memshard_open(&shards[i], w.model, &w.manifest, NULL, (mr_grid){2, 1}, 0, 1, &err),
             MR_OK);
-        mr_server_options options = {.address = "127.0.0.1:0"};
+        mr_server_options options = {.address = "127.0.0.1:0",
+                                     .ucx = over_ucx ? "127.0.0.1:0" : NULL};
         mr_memshard_serve_options(shards[i], &options);
         assert_int_equal(mr_server_open(&servers[i], &options, &err), MR_OK);
         peers[i] = (mr_route_peer){.id = mr_format("s%u", i),
-                                   .address = mr_strdup(mr_server_address(servers[i]))};
+                                   .address = mr_strdup(mr_server_address(servers[i])),
+                                   .ucx = over_ucx ? mr_strdup(mr_server_ucx(servers[i])) : NULL,
+                                   .machine = mr_strdup(mr_machine_id())};
     }
     mr_route route = {.digest = w.manifest.digest,
                       .epoch = 5,
@@ -193,8 +196,24 @@ static void test_an_engine_over_a_route(void **state) {
     unload();
 }
 
+static void test_an_engine_over_a_route(void **state) {
+    (void)state;
+    over_a_route(false);
+}
+
+static void test_an_engine_over_shared_memory(void **state) {
+    mr_err err;
+    (void)state;
+    if (mr_fabric_check_ucx(&err) != MR_OK) {
+        print_message("%s\n", err.text);
+        skip();
+    }
+    over_a_route(true);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_way_gives_the_same_logits),
-                                       cmocka_unit_test(test_an_engine_over_a_route)};
+                                       cmocka_unit_test(test_an_engine_over_a_route),
+                                       cmocka_unit_test(test_an_engine_over_shared_memory)};
     return cmocka_run_group_tests_name("engines and their shards", tests, NULL, NULL);
 }
