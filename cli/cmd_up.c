@@ -55,6 +55,8 @@ static int parse(mr_up_settings *s, int argc, char **argv) {
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"name", 0, MR_OPT_TEXT, &s->name, 0, 0, "NAME",
          "name of this cluster, for `memrack status` and `memrack down` (default)"},
+        {"fabric", 0, MR_OPT_TEXT, &s->fabric, 0, 0, "KIND",
+         "between workers and memshards: auto, tcp or shm (auto: shared memory)"},
         {"run-folder", 0, MR_OPT_TEXT, &s->run_folder, 0, 0, "DIR",
          "logs and etcd's data (a temporary folder, removed at the end)"},
         {"table", 0, MR_OPT_TEXT, &s->table, 0, 0, "WHEN",
@@ -94,6 +96,10 @@ static mr_status check(const mr_up_settings *s, mr_err *err) {
     if (s->memshards * s->replicas > MR_MAX_MEMSHARDS)
         return mr_fail(err, MR_ERR_LIMIT, "%lld x %lld memshards; at most %d",
                        (long long)s->memshards, (long long)s->replicas, MR_MAX_MEMSHARDS);
+    if (s->fabric && strcmp(s->fabric, "auto") != 0 && strcmp(s->fabric, "tcp") != 0 &&
+        strcmp(s->fabric, "shm") != 0)
+        return mr_fail(err, MR_ERR_ARGUMENT, "--fabric %s: auto, tcp or shm on one machine",
+                       s->fabric);
     if (s->table && strcmp(s->table, "auto") != 0 && strcmp(s->table, "always") != 0 &&
         strcmp(s->table, "never") != 0)
         return mr_fail(err, MR_ERR_ARGUMENT, "--table %s: auto, always or never", s->table);

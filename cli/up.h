@@ -12,7 +12,7 @@
 enum { MR_UP_GRACE_MS = 3000, MR_UP_LOG_LINES = 8 };
 
 typedef struct {
-    const char *model, *grid, *host, *isa, *name, *run_folder, *hosts, *ssh, *table;
+    const char *model, *grid, *host, *isa, *name, *run_folder, *hosts, *ssh, *table, *fabric;
     int64_t memshards, replicas, workers, stages, coordinators, threads, port, kv_blocks;
     int64_t ready_timeout_s;
     bool is_static, no_restart, is_run;

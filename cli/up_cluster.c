@@ -177,6 +177,7 @@ static void add_memshards(run *r) {
         snprintf(name, sizeof(name), "m%u", i);
         process *p = add_process(r, "memshard", i, name);
         mr_up_add(&p->arguments, "--set", set);
+        if (s->fabric && strcmp(s->fabric, "tcp") == 0) mr_up_add(&p->arguments, "--no-ucx", "");
         mr_up_add(&p->arguments, "--isa", s->isa);
         mr_up_add_number(&p->arguments, "--capacity", (int64_t)share);
     }
@@ -195,6 +196,7 @@ static void add_workers(run *r) {
         mr_up_add(&p->arguments, "--model", s->model);
         mr_up_add(&p->arguments, "--group", text);
         mr_up_add(&p->arguments, "--stage", part);
+        mr_up_add(&p->arguments, "--fabric", s->fabric);
         mr_up_add_number(&p->arguments, "--threads",
                          mr_up_worker_threads(r->up, all, r->shard_count));
         mr_up_add_number(&p->arguments, "--kv-blocks", s->kv_blocks);

@@ -9,6 +9,7 @@
 #include "common/model/source.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,7 @@ struct mr_worker_member {
     mr_worker *worker;
     mr_engine_options engine;
     mr_fabric_policy fabric;
+    const char *_Atomic transport; /* of the last memshard that was reached */
     bool is_keyed, has_static_key;
     mr_session_key static_key;
     int64_t connect_timeout_ms;
@@ -154,7 +156,7 @@ static mr_status fetch_key(const mr_worker_member *w, const mr_route_peer *peer,
 /* In a helper thread of a retrieval. */
 static mr_status dial(void *context, mr_link **out, const mr_route_peer *peer, int64_t deadline_ns,
                       mr_err *err) {
-    const mr_worker_member *w = context;
+    mr_worker_member *w = context;
     const mr_fabric_peer where = {.tcp = peer->address,
                                   .ucx = peer->ucx,
                                   .machine = peer->machine,
@@ -166,8 +168,10 @@ static mr_status dial(void *context, mr_link **out, const mr_route_peer *peer, i
     if (status == MR_OK && w->is_keyed) mr_link_set_key(*out, &key);
     if (status == MR_OK && w->has_static_key) mr_link_set_key(*out, &w->static_key);
     mr_key_wipe(&key);
-    if (status == MR_OK) mr_log_info("memshard %s over %s", peer->id, mr_link_transport(*out));
-    return status;
+    if (status != MR_OK) return status;
+    atomic_store(&w->transport, mr_link_transport(*out));
+    mr_log_info("memshard %s over %s", peer->id, mr_link_transport(*out));
+    return MR_OK;
 }
 
 /* --- loading ---------------------------------------------------------------------------------- */
@@ -402,6 +406,8 @@ static void on_status(void *context, mr_control_status *out) {
     out->p50_us = s.p50_us;
     out->p99_us = s.p99_us;
     out->degraded = s.degraded;
+    const char *transport = atomic_load(&w->transport);
+    if (transport) snprintf(out->transport, sizeof(out->transport), "%s", transport);
     if (s.heard_ns > 0) count(out, "owner_silent_ms", (double)(mr_now_ns() - s.heard_ns) / 1e6);
     count(out, "hedges", (double)s.hedges);
     count(out, "resends", (double)s.resends);
