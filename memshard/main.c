@@ -166,13 +166,16 @@ static mr_status join(const settings *s, mr_memshard *shard, uint64_t capacity, 
     mr_memshard_member *member = NULL;
     mr_server *server = NULL;
     char *ucx = ucx_address(s);
-    const mr_memshard_member_options options = {.agent = &s->agent,
-                                                .shard = shard,
-                                                .capacity_bytes = capacity,
-                                                .keys = s->keys,
-                                                .cache_folder = s->cache_folder,
-                                                .header_file = s->header_file,
-                                                .leave = leave};
+    const mr_memshard_member_options options = {
+        .agent = &s->agent,
+        .shard = shard,
+        .capacity_bytes = capacity,
+        .keys = s->keys,
+        .opener.source = {.cache_folder = s->cache_folder,
+                          .header_file = s->header_file,
+                          .netrc_file = s->netrc_file,
+                          .total_s = (uint32_t)s->source_timeout_s},
+        .leave = leave};
     mr_status status = mr_memshard_member_open(&member, &options, err);
     mr_keys *keys = member ? mr_agent_keys(mr_memshard_member_agent(member)) : NULL;
     if (status == MR_OK) status = load_key(s, keys, err);

@@ -4,7 +4,6 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
-#include "common/model/source.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +16,7 @@ struct mr_memshard_member {
     mr_agent *agent;
     mr_memshard *shard;
     bool keys;
-    const char *cache_folder, *header_file;
+    mr_store_opener opener;
     void (*leave)(void *context);
     void *context;
 };
@@ -30,52 +29,24 @@ static void say_holdings(mr_memshard_member *m) {
     mr_holdings_free(holdings, count);
 }
 
-/* --- sources ---------------------------------------------------------------------------------- */
-
-typedef struct {
-    mr_source *source;
-    mr_model_tables *tables;
-} opened;
-
-static void close_source(mr_table_source *source) {
-    opened *o = source->own;
-    mr_model_tables_close(o->tables);
-    mr_source_close(o->source);
-    free(o);
-}
-
-/* A directory, or the byte ranges of an address. */
-static mr_status open_source(void *context, mr_table_source *out, const mr_load_order *order,
-                             mr_progress progress, void *progress_context, mr_err *err) {
-    const mr_memshard_member *m = context;
-    const mr_source_options options = {.cache_folder = m->cache_folder,
-                                       .header_file = m->header_file,
-                                       .digest = order->digest,
-                                       .progress = progress,
-                                       .progress_context = progress_context};
-    opened *o = mr_alloc(sizeof(*o));
-    *out = (mr_table_source){.close = close_source, .own = o};
-    mr_status status = mr_source_open(&o->source, order->source, &options, err);
-    if (status == MR_OK && mr_model_table_count(mr_source_model(o->source)) == 0)
-        status = mr_fail(err, MR_ERR_ARGUMENT, "%s has no memory layers: there is nothing to hold",
-                         order->source);
-    if (status == MR_OK)
-        status = mr_model_tables_open(&o->tables, mr_source_model(o->source),
-                                      mr_source_manifest(o->source), err);
-    if (status != MR_OK) {
-        close_source(out);
-        return status;
-    }
-    out->tables = mr_model_tables_source(o->tables);
-    out->digest = mr_source_manifest(o->source)->digest;
-    out->model = mr_source_model(o->source);
-    return MR_OK;
-}
-
 /* --- orders ----------------------------------------------------------------------------------- */
 
 static void show_progress(void *context, const char *what, double fraction) {
     mr_control_job_progress(context, what, fraction);
+}
+
+/* "peer:A,B;SOURCE" where the order names replicas to copy from: each holds the cells. Owned. */
+static char *source_of(const mr_control_load_order *order) {
+    char *peers = mr_strdup("");
+    for (uint32_t i = 0; i < order->peer_count; i++) {
+        char *more = mr_format("%s%s%s", peers, i ? "," : "", order->peers[i]);
+        free(peers);
+        peers = more;
+    }
+    char *source = order->peer_count ? mr_format("peer:%s;%s", peers, order->source)
+                                     : mr_strdup(order->source);
+    free(peers);
+    return source;
 }
 
 static mr_status on_load(void *context, mr_control_job *job, const mr_control_load_order *order,
@@ -83,7 +54,8 @@ static mr_status on_load(void *context, mr_control_job *job, const mr_control_lo
     mr_memshard_member *m = context;
     if (order->cell_count == 0)
         return mr_fail(err, MR_ERR_ARGUMENT, "a memshard loads cells; none were named");
-    const mr_load_order load = {.source = order->source,
+    char *source = source_of(order);
+    const mr_load_order load = {.source = source,
                                 .digest = order->digest,
                                 .grid = {order->grid_rows, order->grid_columns},
                                 .cells = order->cells,
@@ -91,6 +63,7 @@ static mr_status on_load(void *context, mr_control_job *job, const mr_control_lo
                                 .keys = m->keys};
     const int64_t began = mr_now_ns();
     const mr_status status = mr_memshard_load_now(m->shard, &load, show_progress, job, err);
+    free(source);
     if (status == MR_OK)
         mr_log_info("loaded %u cells of %s in %.1f s", order->cell_count, order->name,
                     (double)(mr_now_ns() - began) / 1e9);
@@ -180,8 +153,7 @@ mr_status mr_memshard_member_open(mr_memshard_member **out, const mr_memshard_me
     mr_memshard_member *m = mr_alloc(sizeof(*m));
     m->shard = o->shard;
     m->keys = o->keys;
-    m->cache_folder = o->cache_folder;
-    m->header_file = o->header_file;
+    m->opener = o->opener;
     m->leave = o->leave;
     m->context = o->context;
     const mr_agent_options agent = {.role = MR_ROLE_MEMSHARD,
@@ -198,7 +170,7 @@ mr_status mr_memshard_member_open(mr_memshard_member **out, const mr_memshard_me
         free(m);
         return status;
     }
-    mr_memshard_set_opener(m->shard, open_source, m);
+    mr_memshard_set_opener(m->shard, mr_store_opener_open, &m->opener);
     mr_agent_set_capacity(m->agent, o->capacity_bytes);
     *out = m;
     return MR_OK;

@@ -7,6 +7,7 @@
 #define MR_MEMSHARD_MEMBER_H
 #include "common/net/agent.h"
 #include "memshard/holdings.h"
+#include "memshard/store_source.h"
 
 typedef struct mr_memshard_member mr_memshard_member;
 
@@ -15,9 +16,8 @@ typedef struct {
     mr_memshard *shard;             /* borrowed until close */
     uint64_t capacity_bytes;        /* for tables */
     bool keys;                      /* loads product keys too */
-    /* Of models fetched from addresses: as mr_source_options; borrowed until close. */
-    const char *cache_folder, *header_file;
-    void (*leave)(void *context); /* drained and asked to end; from any thread */
+    mr_store_opener opener;         /* how models are fetched; texts borrowed until close */
+    void (*leave)(void *context);   /* drained and asked to end; from any thread */
     void *context;
 } mr_memshard_member_options;
 

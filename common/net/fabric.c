@@ -292,7 +292,7 @@ static bool is_ready(const mr_link *link) {
 
 /* What one wait looks at. Engines first in `set`, so that the rest of it is links that have a
  * descriptor each. */
-enum { ENGINES_MAX = 8 };
+enum { ENGINES_MAX = 512 };
 typedef struct {
     mr_engine *engines[ENGINES_MAX];
     uint32_t engine_count;

@@ -5,8 +5,7 @@
  *   loop   (fabric_loop.c):   in this process: flushing runs the other side's handler at once, in
  *                             the caller's thread. No system call, no hand-off.
  *   UCX    (fabric_ucx.c):    shared memory within a host, RDMA verbs; fabric_choice.h says when.
- *                             Only flush, receive and mr_links_wait move anything, on all UCX links
- *                             of the thread at once; these links move between threads together.
+ *                             Only flush, receive and mr_links_wait move anything.
  *
  * A link carries frames both ways. Sending is begin (room for a payload in the output buffer),
  * fill, end, then flush; receiving hands out frames that lie in the input buffer. Nothing here

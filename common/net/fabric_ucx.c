@@ -91,7 +91,7 @@ typedef struct ucx_link ucx_link;
 typedef struct {
     mr_engine base; /* first: the rest of common/net sees only this */
     ucp_worker_h worker;
-    ucp_listener_h listener; /* NULL: a connecting thread's */
+    ucp_listener_h listener; /* NULL: of one link that connects */
     ucx_link **links;        /* [count], in no order */
     uint32_t count, room;
     ucx_link *latest; /* of the message before this one */
@@ -123,9 +123,6 @@ struct ucx_link {
     mr_status failure;     /* found inside a callback */
     mr_err why;
 };
-
-/* The engine of this thread's own links; it dies with the last of them. */
-static _Thread_local ucx_engine *own_engine;
 
 static void break_link(ucx_link *u, mr_status status, const char *what, const char *more) {
     if (u->failure != MR_OK) return;
@@ -447,7 +444,6 @@ static void ucx_close(mr_link *link) {
         mr_log_warn("%s: UCX did not give a message back", link->peer);
     }
     if (!engine->listener && engine->count == 0) {
-        if (own_engine == engine) own_engine = NULL;
         close_engine(engine);
     }
 }
@@ -500,6 +496,8 @@ static mr_status wait_placed(ucx_link *u, const char *place, int64_t deadline_ns
     return MR_OK;
 }
 
+/* A link that connects has an engine to itself, because it may be handed to another thread, and an
+ * engine belongs to one thread. It dies with the link. */
 static mr_status connect_once(mr_link **out, const struct sockaddr_storage *at, socklen_t bytes,
                               const char *place, int64_t deadline_ns, mr_err *err) {
     char *peer = mr_format("ucx:%s", place);
@@ -507,14 +505,9 @@ static mr_status connect_once(mr_link **out, const struct sockaddr_storage *at, 
                                         UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR,
                                     .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
                                     .sockaddr = {(const struct sockaddr *)at, bytes}};
-    if (!own_engine) {
-        const mr_status opened = open_engine(&own_engine, err);
-        if (opened != MR_OK) {
-            free(peer);
-            return opened;
-        }
-    }
-    mr_status status = make_link(out, own_engine, params, peer, err);
+    ucx_engine *engine;
+    mr_status status = open_engine(&engine, err);
+    if (status == MR_OK) status = make_link(out, engine, params, peer, err);
     free(peer);
     if (status != MR_OK) return status;
     status = wait_placed((*out)->inner, place, deadline_ns, err);
