@@ -13,6 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Room from the start: how much waits depends on how fast others read, and a warm step allocates
+ * nothing. */
+enum { OUTBOX_BYTES_MIN = 256 << 10 };
+
 /* --- outboxes (lock held) --------------------------------------------------------------------- */
 
 uint8_t *mr_outbox_put(mr_outbox *box, const mr_wire_header *header, uint32_t payload_bytes) {
@@ -23,7 +27,8 @@ uint8_t *mr_outbox_put(mr_outbox *box, const mr_wire_header *header, uint32_t pa
         box->taken = 0;
         box->used = held;
         if (box->room < held + bytes) {
-            box->room = 2 * (held + bytes);
+            const size_t twice = 2 * (held + bytes);
+            box->room = twice > OUTBOX_BYTES_MIN ? twice : OUTBOX_BYTES_MIN;
             box->bytes = mr_realloc_array(box->bytes, box->room, 1);
         }
     }
