@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""`memrack up` with two memshards, as a user meets it.
+"""`memrack up --static` with two memshards, as a user meets it.
 
     tests/cluster/cluster_smoke.py BUILD_DIR MODEL_DIR
 
-Goal: one command starts a cluster that answers over HTTP; a stopped or killed memshard gives a clear
+Goal: without etcd one command starts a cluster that answers over HTTP; a stopped or killed memshard gives a clear
 5xx that names it within a second while the other processes live on; the service returns with it; and
 whatever ends `memrack up`, no process is left.
 Method: the real processes, killed and stopped while requests run."""
@@ -24,7 +24,7 @@ AT_ONCE = {"memrack": {"on_lost_partition": "fail"}}  # the server's own way is 
 
 
 def start_up(name, *options, wait=True):
-    up = Process(name, [os.path.join(BUILD, "memrack"), "up", MODEL, "--port", "0", *options], FOLDER)
+    up = Process(name, [os.path.join(BUILD, "memrack"), "up", MODEL, "--static", "--port", "0", *options], FOLDER)
     if not wait:
         return up, None
     line = up.wait_line("serving http://", 60)
