@@ -458,6 +458,10 @@ void mr_memshard_set_cell_options(mr_memshard *shard, const mr_cell_options *opt
     shard->cell_options = *options;
 }
 
+void mr_memshard_seal(mr_memshard *shard, bool is_sealed) {
+    shard->is_static = is_sealed;
+}
+
 void mr_memshard_set_scrub(mr_memshard *shard, mr_scrub *scrub) {
     shard->scrub = scrub;
 }

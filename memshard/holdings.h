@@ -44,6 +44,10 @@ void mr_memshard_set_cell_options(mr_memshard *shard, const mr_cell_options *opt
  * What the scrubber calls for a bad cell must not unload it in that thread: post it elsewhere. */
 void mr_memshard_set_scrub(mr_memshard *shard, mr_scrub *scrub);
 
+/* All it will ever hold is there: what it lacks is then the asker's mistake, not a map's. false: a
+ * cell is away for a while after all. Any thread. */
+void mr_memshard_seal(mr_memshard *shard, bool is_sealed);
+
 /* A shard that holds nothing yet. */
 mr_status mr_memshard_open_empty(mr_memshard **out, const mr_ops *ops, mr_err *err);
 

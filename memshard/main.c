@@ -15,7 +15,7 @@
 #include "common/ops/team.h"
 #include "memshard/member.h"
 #include "memshard/serve.h"
-#include "memshard/tier.h"
+#include "memshard/setup.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -30,12 +30,18 @@ typedef struct {
     const char *ucx, *capacity, *tier_ram, *cache_folder, *header_file, *key_file;
     const char *netrc_file;
     int64_t index, of, threads, ready_fd, spin_us, source_timeout_s;
+    int64_t scrub_mib_s;
     bool keys, is_key_required, no_verify, no_ucx;
     mr_agent_settings agent;
 } settings;
 
 static int parse(settings *s, int argc, char **argv) {
-    *s = (settings){.grid = "1x1", .listen = "127.0.0.1:0", .of = 1, .threads = 2, .ready_fd = -1};
+    *s = (settings){.grid = "1x1",
+                    .listen = "127.0.0.1:0",
+                    .of = 1,
+                    .threads = 2,
+                    .scrub_mib_s = 32,
+                    .ready_fd = -1};
     const mr_option options[] = {
         {"model", 'm', MR_OPT_TEXT, &s->model, 0, 0, "DIR|URL",
          "the model's directory, or the http(s) address of one"},
@@ -64,6 +70,8 @@ static int parse(settings *s, int argc, char **argv) {
          "for one range of a file, retries included (21600; not in a cluster)"},
         {"no-verify", 0, MR_OPT_FLAG, &s->no_verify, 0, 0, NULL,
          "do not compare rows with their checksums when they are loaded"},
+        {"scrub-mib-s", 0, MR_OPT_INT, &s->scrub_mib_s, 0, 1 << 20, "N",
+         "compare what is held with its checksums, N MiB a second; 0: never (32)"},
         {"ucx", 0, MR_OPT_TEXT, &s->ucx, 0, 0, "ADDR",
          "also listen on UCX here: shared memory, RDMA (in a cluster: as --listen, any port)"},
         {"no-ucx", 0, MR_OPT_FLAG, &s->no_ucx, 0, 0, NULL, "TCP only"},
@@ -162,95 +170,121 @@ static char *ucx_address(const settings *s) {
     return mr_format("%.*s:0", (int)(colon - s->listen), s->listen);
 }
 
-static mr_status join(const settings *s, mr_memshard *shard, uint64_t capacity, mr_err *err) {
-    mr_memshard_member *member = NULL;
+static mr_status join(const settings *s, mr_setup *setup, uint64_t capacity,
+                      mr_memshard_member **member, mr_err *err) {
     mr_server *server = NULL;
     char *ucx = ucx_address(s);
-    const mr_memshard_member_options options = {
-        .agent = &s->agent,
-        .shard = shard,
-        .capacity_bytes = capacity,
-        .keys = s->keys,
-        .opener.source = {.cache_folder = s->cache_folder,
-                          .header_file = s->header_file,
-                          .netrc_file = s->netrc_file,
-                          .total_s = (uint32_t)s->source_timeout_s},
-        .leave = leave};
-    mr_status status = mr_memshard_member_open(&member, &options, err);
-    mr_keys *keys = member ? mr_agent_keys(mr_memshard_member_agent(member)) : NULL;
+    const mr_memshard_member_options options = {.agent = &s->agent,
+                                                .setup = setup,
+                                                .capacity_bytes = capacity,
+                                                .keys = s->keys,
+                                                .leave = leave};
+    mr_status status = mr_memshard_member_open(member, &options, err);
+    mr_keys *keys = *member ? mr_agent_keys(mr_memshard_member_agent(*member)) : NULL;
     if (status == MR_OK) status = load_key(s, keys, err);
-    if (status == MR_OK) status = open_server(&server, s, shard, keys, ucx, err);
+    if (status == MR_OK) status = open_server(&server, s, mr_setup_shard(setup), keys, ucx, err);
     if (status == MR_OK) {
-        mr_memshard_member_start(member, mr_server_address(server), mr_server_ucx(server));
+        mr_memshard_member_start(*member, mr_server_address(server), mr_server_ucx(server));
         mr_process_ready(mr_server_address(server), (int)s->ready_fd);
         mr_process_wait();
+        mr_memshard_member_leave(*member); /* first: nobody is sent here any more */
     }
-    mr_memshard_member_close(member); /* the record goes first: nobody is sent here any more */
     mr_server_close(server);
     free(ucx);
     return status;
 }
 
-static mr_status run_member(const settings *s, const mr_ops *ops, mr_err *err) {
-    mr_memshard *shard;
-    mr_tier *tier = NULL;
-    uint64_t ram = 0, capacity = mr_memory_available();
+static void cells_changed(void *context) {
+    mr_memshard_member *const *member = context;
+    if (*member) mr_memshard_member_changed(*member);
+}
+
+static mr_setup_options setup_of(const settings *s, const mr_ops *ops, uint64_t tier_bytes) {
+    return (mr_setup_options){.ops = ops,
+                              .tier_bytes = tier_bytes,
+                              .no_verify = s->no_verify,
+                              .scrub_bytes_s =
+                                  s->scrub_mib_s ? (uint64_t)s->scrub_mib_s << 20 : UINT64_MAX,
+                              .opener.source = {.cache_folder = s->cache_folder,
+                                                .header_file = s->header_file,
+                                                .netrc_file = s->netrc_file,
+                                                .total_s = (uint32_t)s->source_timeout_s}};
+}
+
+static mr_status run_member(const settings *s, const mr_ops *ops, uint64_t tier_bytes,
+                            mr_err *err) {
+    mr_setup *setup;
+    mr_memshard_member *member = NULL;
+    uint64_t capacity = mr_memory_available();
     mr_status status = MR_OK;
     if (s->capacity) status = mr_bytes_parse(&capacity, s->capacity, "--capacity", err);
-    if (status == MR_OK && s->tier_ram) {
-        status = mr_bytes_parse(&ram, s->tier_ram, "--tier-ram", err);
-        if (status == MR_OK)
-            status = mr_tier_open(&tier, &(mr_tier_options){.budget_bytes = ram}, err);
-    }
-    if (status == MR_OK) status = mr_memshard_open_empty(&shard, ops, err);
-    if (status == MR_OK) {
-        const mr_cell_options cells = {.tier = tier, .no_verify = s->no_verify};
-        mr_memshard_set_cell_options(shard, &cells);
-        status = join(s, shard, capacity, err);
-        mr_memshard_close(shard);
-    }
-    mr_tier_close(tier);
+    if (status != MR_OK) return status;
+    mr_setup_options options = setup_of(s, ops, tier_bytes);
+    options.changed = cells_changed;
+    options.context = &member;
+    status = mr_setup_open(&setup, &options, err);
+    if (status != MR_OK) return status;
+    status = join(s, setup, capacity, &member, err);
+    mr_setup_close(setup);
+    mr_memshard_member_close(member);
     return status;
 }
 
-static mr_status run(const settings *s, mr_err *err) {
+/* Cells index, index + of, .. of the model. */
+static mr_status load_static(const settings *s, mr_setup *setup, mr_grid grid, mr_err *err) {
+    const uint32_t all = grid.row_groups * grid.width_slices;
+    uint32_t *cells = mr_alloc_array(all, sizeof(*cells)), count = 0;
+    for (uint32_t c = (uint32_t)s->index; c < all; c += (uint32_t)s->of) cells[count++] = c;
+    const mr_load_order order = {
+        .source = s->model, .grid = grid, .cells = cells, .cell_count = count, .keys = s->keys};
+    const mr_status status = mr_setup_load(setup, &order, NULL, NULL, err);
+    free(cells);
+    return status;
+}
+
+static mr_status plan_static(const settings *s, mr_grid grid, mr_err *err) {
     mr_source *source;
-    mr_memshard *shard = NULL;
     mr_store_plan plan;
-    mr_grid grid;
-    const mr_ops *ops = mr_ops_find(s->isa);
-    if (!ops)
-        return mr_fail(err, MR_ERR_ARGUMENT,
-                       "--isa %s: this processor or build has no such kernels", s->isa);
-    mr_fabric_set_spin((uint32_t)s->spin_us);
-    if (s->agent.cluster) return run_member(s, ops, err);
-    mr_status status = mr_grid_parse(&grid, s->grid, err);
-    if (status != MR_OK) return status;
     const mr_source_options options = {.cache_folder = s->cache_folder,
                                        .header_file = s->header_file,
                                        .netrc_file = s->netrc_file,
                                        .total_s = (uint32_t)s->source_timeout_s};
-    status = mr_source_open(&source, s->model, &options, err);
+    mr_status status = mr_source_open(&source, s->model, &options, err);
     if (status != MR_OK) return status;
     const mr_model *model = mr_source_model(source);
-    const mr_manifest *manifest = mr_source_manifest(source);
-    if (mr_model_table_count(model) == 0) {
+    if (mr_model_table_count(model) == 0)
         status = mr_fail(err, MR_ERR_ARGUMENT,
                          "%s has no memory layers: a memshard would hold nothing", s->model);
-        goto close_source;
-    }
-    status =
-        mr_memshard_plan(&plan, model, manifest, grid, (uint32_t)s->index, (uint32_t)s->of, err);
-    if (status != MR_OK) goto close_source;
-    print_plan(s, &plan);
-    status = mr_memshard_open(&shard, model, manifest, ops, grid, (uint32_t)s->index,
-                              (uint32_t)s->of, err);
-    if (status != MR_OK) goto close_source;
-    if (s->keys) status = mr_memshard_open_keys(shard, model, err);
-    if (status == MR_OK) status = serve(s, shard, err);
-    mr_memshard_close(shard);
-close_source:
+    if (status == MR_OK)
+        status = mr_memshard_plan(&plan, model, mr_source_manifest(source), grid,
+                                  (uint32_t)s->index, (uint32_t)s->of, err);
+    if (status == MR_OK) print_plan(s, &plan);
     mr_source_close(source);
+    return status;
+}
+
+static mr_status run(const settings *s, mr_err *err) {
+    mr_setup *setup;
+    mr_grid grid;
+    uint64_t tier_bytes = 0;
+    const mr_ops *ops = mr_ops_find(s->isa);
+    if (!ops)
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "--isa %s: this processor or build has no such kernels", s->isa);
+    mr_status status =
+        s->tier_ram ? mr_bytes_parse(&tier_bytes, s->tier_ram, "--tier-ram", err) : MR_OK;
+    if (status != MR_OK) return status;
+    mr_fabric_set_spin((uint32_t)s->spin_us);
+    if (s->agent.cluster) return run_member(s, ops, tier_bytes, err);
+    status = mr_grid_parse(&grid, s->grid, err);
+    if (status == MR_OK) status = plan_static(s, grid, err);
+    if (status != MR_OK) return status;
+    const mr_setup_options options = setup_of(s, ops, tier_bytes);
+    status = mr_setup_open(&setup, &options, err);
+    if (status != MR_OK) return status;
+    status = load_static(s, setup, grid, err);
+    if (status == MR_OK) status = serve(s, mr_setup_shard(setup), err);
+    mr_setup_close(setup);
     return status;
 }
 

@@ -14,9 +14,9 @@ enum { DRAIN_S = 300, LOOK_MS = 100 };
 
 struct mr_memshard_member {
     mr_agent *agent;
+    mr_setup *setup;
     mr_memshard *shard;
     bool keys;
-    mr_store_opener opener;
     void (*leave)(void *context);
     void *context;
 };
@@ -131,6 +131,9 @@ static void count(mr_control_status *out, const char *name, double value) {
 static void on_status(void *context, mr_control_status *out) {
     mr_memshard_member *m = context;
     const mr_memshard_stats s = mr_memshard_look(m->shard);
+    mr_scrub_counters scrub;
+    mr_tier_counters tier;
+    mr_setup_count(m->setup, &scrub, &tier);
     out->requests = s.requests;
     out->bytes_held = s.bytes_held;
     out->requests_per_s = s.window_s > 0 ? (double)s.window_requests / s.window_s : 0;
@@ -146,14 +149,24 @@ static void on_status(void *context, mr_control_status *out) {
     count(out, "unloads", (double)s.unloads);
     count(out, "failed_loads", (double)s.failed_loads);
     count(out, "queue_depth", (double)s.queue_depth);
+    count(out, "scrub_chunks", (double)scrub.chunks);
+    count(out, "scrub_passes", (double)scrub.passes);
+    count(out, "scrub_failures", (double)scrub.failures);
+    if (tier.budget_bytes == 0) return;
+    count(out, "tier_hits", (double)tier.hits);
+    count(out, "tier_misses", (double)tier.misses);
+    count(out, "tier_read_bytes", (double)tier.read_bytes);
+    count(out, "tier_evicted", (double)tier.evicted);
+    count(out, "tier_failures", (double)tier.failures);
+    count(out, "tier_resident_bytes", (double)tier.resident_bytes);
 }
 
 mr_status mr_memshard_member_open(mr_memshard_member **out, const mr_memshard_member_options *o,
                                   mr_err *err) {
     mr_memshard_member *m = mr_alloc(sizeof(*m));
-    m->shard = o->shard;
+    m->setup = o->setup;
+    m->shard = mr_setup_shard(o->setup);
     m->keys = o->keys;
-    m->opener = o->opener;
     m->leave = o->leave;
     m->context = o->context;
     const mr_agent_options agent = {.role = MR_ROLE_MEMSHARD,
@@ -170,7 +183,6 @@ mr_status mr_memshard_member_open(mr_memshard_member **out, const mr_memshard_me
         free(m);
         return status;
     }
-    mr_memshard_set_opener(m->shard, mr_store_opener_open, &m->opener);
     mr_agent_set_capacity(m->agent, o->capacity_bytes);
     *out = m;
     return MR_OK;
@@ -181,6 +193,14 @@ void mr_memshard_member_start(mr_memshard_member *m, const char *address, const 
     say_holdings(m);
     mr_agent_set_state(m->agent, MR_MEMBER_READY);
     mr_agent_start(m->agent);
+}
+
+void mr_memshard_member_changed(mr_memshard_member *m) {
+    if (m->agent) say_holdings(m);
+}
+
+void mr_memshard_member_leave(mr_memshard_member *m) {
+    mr_agent_leave(m->agent);
 }
 
 void mr_memshard_member_close(mr_memshard_member *m) {

@@ -71,7 +71,7 @@ struct mr_memshard {
     const mr_ops *ops;
     mr_team *team; /* borrowed; NULL: the calling thread alone */
     _Atomic(mr_snapshot *) held;
-    bool is_static;                 /* opened with all it will hold */
+    atomic_bool is_static;          /* opened with all it will hold */
     mr_seat *seats;                 /* [MR_SEATS] */
     mr_lane *lanes[MR_LANES];       /* each its serving thread's */
     _Atomic int64_t quiet_until_ns; /* refusals are logged once a second at most */

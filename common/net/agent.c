@@ -383,11 +383,21 @@ void mr_agent_stop(mr_agent *a) {
     a->has_thread = false;
 }
 
-void mr_agent_close(mr_agent *a) {
-    if (!a) return;
+void mr_agent_leave(mr_agent *a) {
     mr_agent_stop(a);
     mr_control_server_close(a->control);
-    mr_cluster_close(a->cluster);
+    a->control = NULL;
+    pthread_mutex_lock(&a->lock);
+    a->is_started = false;
+    mr_cluster *cluster = a->cluster;
+    a->cluster = NULL;
+    pthread_mutex_unlock(&a->lock);
+    mr_cluster_close(cluster);
+}
+
+void mr_agent_close(mr_agent *a) {
+    if (!a) return;
+    mr_agent_leave(a);
     mr_keys_close(a->keys);
     free_holdings(&a->self);
     free_stages(&a->self);

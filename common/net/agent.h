@@ -95,7 +95,10 @@ typedef struct {
 mr_status mr_agent_open(mr_agent **out, const mr_agent_options *options, mr_err *err);
 /* The member's own fields are there: announces it and begins to call changed. */
 void mr_agent_start(mr_agent *agent);
-void mr_agent_stop(mr_agent *agent);  /* changed is not called any more; orders still come */
+void mr_agent_stop(mr_agent *agent); /* changed is not called any more; orders still come */
+/* Takes the record away and ends the control service: nobody is told to come here any more. Setters
+ * still work, and announce nothing. */
+void mr_agent_leave(mr_agent *agent);
 void mr_agent_close(mr_agent *agent); /* takes the record away; NULL is fine */
 
 /* Fields of the member record; each is announced at once, where it has changed. Copied. */
