@@ -25,7 +25,7 @@ static const struct {
     {"generate", mr_cmd_generate, "continue a text"},
     {"chat", mr_cmd_chat, "talk with a model in the terminal"},
     {"logits", mr_cmd_logits, "compute logits of token ids in a safetensors file"},
-    {"selftest", mr_cmd_selftest, "measure the fabrics between these hosts"},
+    {"selftest", mr_cmd_selftest, "prove same answers, measure the fabrics, on these hosts"},
     {"inspect", mr_cmd_inspect, "show what a model is and what it needs"},
     {"split", mr_cmd_split, "write a model's manifest: grid, maxima, norms, checksums"},
     {"plan", mr_cmd_plan, "predict memory, bytes, step time and the best grid on a rack"},

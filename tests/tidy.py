@@ -34,7 +34,7 @@ HOMES = {
     r"openssl/": ["common/base/hash", "common/net/keys", "common/net/rpc_tls"],
     r"pcre2\.h": ["common/model/tokenizer"],
     r"event2?[/.]": ["coordinator/", "tests/"],
-    r"curl/": ["cli/logits_remote", "common/model/source_http"],
+    r"curl/": ["cli/logits_remote", "cli/selftest_cluster", "common/model/source_http"],
     r"cmocka\.h": ["tests/"],
     r"immintrin\.h": ["common/ops/", "bench/"],
     r"grpc/": ["common/net/rpc"],
