@@ -239,6 +239,7 @@ static mr_status resolve(mr_engine *e, const mr_engine_options *o, mr_err *err) 
     e->ops = o->ops ? o->ops : mr_ops_find(NULL);
     e->two_trips = o->two_trips;
     e->topk = o->topk;
+    e->recorder = o->recorder;
     e->step_tokens_max = o->step_tokens_max ? o->step_tokens_max : STEP_TOKENS_DEFAULT;
     e->step_sequences_max = o->step_sequences_max ? o->step_sequences_max : STEP_SEQUENCES_DEFAULT;
     if (e->step_tokens_max > MR_MAX_STEP_TOKENS || e->step_sequences_max > MR_MAX_STEP_SEQUENCES)

@@ -48,6 +48,8 @@ typedef struct {
     uint32_t spin_us; /* poll the links for so long before waiting; only with a spare core */
     bool topk;        /* the shards select, where they hold the keys */
     uint64_t seed;    /* of jitter */
+    struct mr_recorder
+        *recorder; /* gets what is asked for by ids (recorder.h); borrowed; or NULL */
     /* Which part of a pipeline this is; stages 0 or 1: the whole model. block_count 0: the blocks
      * that mr_stage_cut gives the stage. A stage that reads no memory layer needs no shards. */
     uint32_t stage, stages;

@@ -5,6 +5,7 @@
 #define MR_WORKER_ENGINE_IMPL_H
 #include "common/ops/team.h"
 #include "worker/engine.h"
+#include "worker/recorder.h"
 #include "worker/retrieval.h"
 #include "worker/trace.h"
 #include "worker/weights.h"
@@ -78,6 +79,7 @@ struct mr_engine {
     mr_engine_account account;
     uint64_t *wait_ns; /* [memory_count] of the step under way */
     const mr_trace *trace;
+    mr_recorder *recorder; /* or NULL */
 };
 
 /* A loop over the team; one of little work (in multiply-adds or the like) runs here instead,

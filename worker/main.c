@@ -14,6 +14,7 @@
 #include "common/net/registry.h"
 #include "common/ops/team.h"
 #include "worker/member.h"
+#include "worker/recorder.h"
 #include "worker/serve.h"
 #include "worker/shards.h"
 #include "worker/stage.h"
@@ -30,7 +31,7 @@ typedef struct {
     const char *model, *registry, *listen, *isa, *stage_text, *blocks_text, *next;
     mr_text_list memshards;
     int64_t threads, kv_blocks, step_tokens, retrieval_timeout_ms, connect_timeout_ms, ready_fd;
-    const char *group, *row_cache, *fabric;
+    const char *group, *row_cache, *fabric, *record, *record_limit;
     int64_t spin_us;
     mr_agent_settings agent;
     const char *key_file;
@@ -136,6 +137,10 @@ static int parse(settings *s, int argc, char **argv) {
          "in a cluster: the pipeline this stage belongs to (the member's id)"},
         {"row-cache", 0, MR_OPT_TEXT, &s->row_cache, 0, 0, "BYTES",
          "keep hot rows of layers without a gate here, such as 256MiB (none)"},
+        {"record", 0, MR_OPT_TEXT, &s->record, 0, 0, "FILE",
+         "write the row ids that are asked for, for `memrack replay`; never prompts or scores"},
+        {"record-limit", 0, MR_OPT_TEXT, &s->record_limit, 0, 0, "BYTES",
+         "most bytes of that file; what comes later is dropped (1GiB)"},
         {"shards-select", 0, MR_OPT_FLAG, &s->shards_select, 0, 0, NULL,
          "send queries instead of row ids to memshards that hold the keys"},
         {"fabric", 0, MR_OPT_TEXT, &s->fabric, 0, 0, "KIND",
@@ -282,7 +287,7 @@ static mr_status run_member(const settings *s, const mr_engine_options *engine, 
     return status;
 }
 
-static mr_status run(const settings *s, mr_err *err) {
+static mr_status run(const settings *s, mr_recorder *recorder, mr_err *err) {
     mr_model *model = NULL;
     mr_manifest manifest = {0};
     mr_engine *engine = NULL;
@@ -295,6 +300,7 @@ static mr_status run(const settings *s, mr_err *err) {
                                  .two_trips = s->two_trips,
                                  .topk = s->shards_select,
                                  .spin_us = (uint32_t)s->spin_us,
+                                 .recorder = recorder,
                                  .stage = s->stage,
                                  .stages = s->stages,
                                  .block_first = s->block_first,
@@ -332,6 +338,14 @@ close_model:
     return status;
 }
 
+static mr_status open_recorder(mr_recorder **out, const settings *s, mr_err *err) {
+    uint64_t limit = MR_GIB;
+    mr_status status = MR_OK;
+    if (!s->record) return MR_OK;
+    if (s->record_limit) status = mr_bytes_parse(&limit, s->record_limit, "--record-limit", err);
+    return status == MR_OK ? mr_recorder_open(out, s->record, limit, err) : status;
+}
+
 int main(int argc, char **argv) {
     settings s;
     mr_err err = {{0}};
@@ -339,7 +353,10 @@ int main(int argc, char **argv) {
     mr_float_environment();
     const int done = parse(&s, argc, argv);
     if (done >= 0) return done;
-    const mr_status status = run(&s, &err);
+    mr_recorder *recorder = NULL;
+    mr_status status = open_recorder(&recorder, &s, &err);
+    if (status == MR_OK) status = run(&s, recorder, &err);
+    mr_recorder_close(recorder);
     free(s.memshards.items);
     return status == MR_OK ? 0 : mr_process_fail(component, status, &err);
 }

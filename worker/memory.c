@@ -64,6 +64,16 @@ static mr_status find_exponents(const work *w, mr_err *err) {
 
 /* --- begin and finish ------------------------------------------------------------------------- */
 
+static void record(const mr_retrieval_request *request, mr_engine *e) {
+    const mr_recorded recorded = {.model = mr_recorded_model(&e->manifest->digest),
+                                  .layer = request->layer,
+                                  .tokens = request->tokens,
+                                  .entries = request->entries,
+                                  .row = request->row,
+                                  .slot = request->slots > 1 ? request->slot : NULL};
+    mr_recorder_put(e->recorder, &recorded);
+}
+
 static mr_status ask(const work *w, uint32_t index, bool is_topk, mr_err *err) {
     mr_engine *e = w->e;
     const mr_memory_layer *l = w->layer;
@@ -92,7 +102,8 @@ static mr_status ask(const work *w, uint32_t index, bool is_topk, mr_err *err) {
     if (is_topk) {
         request.query = e->m.query;
         request.query_columns = w->weights->query_proj.n;
-    }
+    } else if (e->recorder)
+        record(&request, e);
     return mr_retrieval_begin(e->retrieval, &request, err);
 }
 
