@@ -8,6 +8,9 @@
  * this process, whose handler is timed: the shards' own work. --mode gather asks for whole rows, in
  * frames, as the row cache does. --mode topk needs --model: product keys are not made up.
  * With --spin-us every side looks for so long before it sleeps; the bare shm pair always looks.
+ * Memshards are children of a nursery, a process without threads that can start others in
+ * their place. --fault kill or stop measures something else: what a replica that is killed or
+ * stopped adds to the retrieval that notices, and to those after it.
  * One CSV line; --help says the columns. Threads: this one, those of the memshards, and the two
  * with which a retrieval connects. */
 #include "bench/bare_pair.h"
@@ -29,7 +32,7 @@
 enum { VARIANTS = 64, SAMPLES_MAX = 1 << 20, PROCESSES_MAX = 16, ROUNDS_MAX = 99, ADDRESS = 256 };
 
 typedef struct {
-    const char *fabric, *mode, *model;
+    const char *fabric, *mode, *model, *fault;
     int64_t tokens, entries, width, rows, slots, shards, replicas, spin_us, rounds;
     double skew, seconds;
     bool is_gated, is_topk, is_gather;
@@ -58,6 +61,9 @@ typedef struct {
     pid_t child[PROCESSES_MAX];
     char address[PROCESSES_MAX][ADDRESS];
     uint32_t children;
+    int nursery;
+    uint64_t epoch; /* of the route */
+    pid_t nursery_pid;
     mr_retrieval *far, *near;
     mr_link *link; /* gather */
     mr_memshard *shard;
@@ -257,33 +263,74 @@ static void serve(bench *b, uint32_t index, int report) {
     for (;;) pause();
 }
 
-static mr_status start_memshards(bench *b, mr_err *err) {
-    for (uint32_t i = 0; i < (uint32_t)(b->s.shards * b->s.replicas); i++) {
+/* --- the nursery ------------------------------------------------------------------------------ */
+
+typedef struct {
+    pid_t pid;
+    char address[ADDRESS];
+} born;
+
+static bool read_line(int fd, char line[ADDRESS]) {
+    size_t have = 0;
+    while (have < ADDRESS - 1 && read(fd, line + have, 1) == 1 && line[have] != '\n') have++;
+    line[have] = '\0';
+    return have > 0;
+}
+
+/* Starts a memshard for each number that comes. */
+static void run_nursery(bench *b, int fd) {
+    born all[PROCESSES_MAX] = {0};
+    uint32_t i;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    signal(SIGCHLD, SIG_IGN);
+    while (read(fd, &i, sizeof(i)) == sizeof(i) && i < PROCESSES_MAX) {
         int report[2];
-        if (pipe(report) != 0) return mr_fail(err, MR_ERR_IO, "pipe: %s", strerror(errno));
-        b->child[i] = fork();
-        if (b->child[i] == 0) {
-            close(report[0]);
-            serve(b, i % (uint32_t)b->s.shards, report[1]);
-        }
-        b->children++;
+        if (pipe(report) != 0) break;
+        if (!strncmp(all[i].address, "unix:", 5)) unlink(all[i].address + 5);
+        all[i].pid = fork();
+        if (all[i].pid == 0) serve(b, i % (uint32_t)b->s.shards, report[1]);
         close(report[1]);
-        FILE *file = fdopen(report[0], "r");
-        const bool good = file && fgets(b->address[i], ADDRESS, file);
-        if (file) fclose(file);
-        if (!good) return mr_fail(err, MR_ERR_UNAVAILABLE, "a memshard did not start");
-        b->address[i][strcspn(b->address[i], "\n")] = '\0';
+        if (!read_line(report[0], all[i].address)) all[i].pid = 0;
+        close(report[0]);
+        if (write(fd, &all[i], sizeof(all[i])) != sizeof(all[i])) break;
     }
+    _exit(0);
+}
+
+static mr_status bear(bench *b, uint32_t i, mr_err *err) {
+    born one;
+    if (write(b->nursery, &i, sizeof(i)) != sizeof(i) ||
+        recv(b->nursery, &one, sizeof(one), MSG_WAITALL) != sizeof(one) || one.pid == 0)
+        return mr_fail(err, MR_ERR_UNAVAILABLE, "a memshard did not start");
+    b->child[i] = one.pid;
+    memcpy(b->address[i], one.address, ADDRESS);
     return MR_OK;
 }
 
-static void stop_memshards(bench *b) {
-    for (uint32_t i = 0; i < b->children; i++) {
-        if (b->child[i] <= 0) continue;
-        kill(b->child[i], SIGKILL);
-        waitpid(b->child[i], NULL, 0);
-        if (!strncmp(b->address[i], "unix:", 5)) unlink(b->address[i] + 5);
+static mr_status start_memshards(bench *b, mr_err *err) {
+    int pair[2];
+    mr_status status = MR_OK;
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) != 0)
+        return mr_fail(err, MR_ERR_IO, "socket pair: %s", strerror(errno));
+    b->nursery_pid = fork();
+    if (b->nursery_pid == 0) {
+        close(pair[0]);
+        run_nursery(b, pair[1]);
     }
+    close(pair[1]);
+    b->nursery = pair[0];
+    while (status == MR_OK && b->children < (uint32_t)(b->s.shards * b->s.replicas))
+        status = bear(b, b->children++, err);
+    return status;
+}
+
+static void stop_memshards(bench *b) {
+    if (b->nursery_pid > 0) {
+        kill(b->nursery_pid, SIGKILL);
+        waitpid(b->nursery_pid, NULL, 0); /* its children die with it */
+    }
+    for (uint32_t i = 0; i < b->children; i++)
+        if (!strncmp(b->address[i], "unix:", 5)) unlink(b->address[i] + 5);
 }
 
 /* --- asking ----------------------------------------------------------------------------------- */
@@ -309,20 +356,25 @@ static mr_retrieval_options options_of(const bench *b) {
                                   .spin_ns = b->s.spin_us * 1000};
 }
 
-static mr_status open_far(bench *b, mr_err *err) {
-    mr_route route;
+static void make_route(mr_route *out, const bench *b) {
     const char *addresses[PROCESSES_MAX];
     const uint32_t shards = (uint32_t)b->s.shards, replicas = (uint32_t)b->s.replicas;
     for (uint32_t i = 0; i < b->children; i++) addresses[i] = b->address[i];
-    mr_route_of_addresses(&route, addresses, b->children, b->grid, &b->digest);
-    free(route.replica_first);
-    free(route.replicas);
-    route.replica_first = mr_alloc_array(shards + 1ull, sizeof(uint32_t));
-    route.replicas = mr_alloc_array((size_t)shards * replicas, sizeof(uint32_t));
+    mr_route_of_addresses(out, addresses, b->children, b->grid, &b->digest);
+    free(out->replica_first);
+    free(out->replicas);
+    out->epoch = b->epoch;
+    out->replica_first = mr_alloc_array(shards + 1ull, sizeof(uint32_t));
+    out->replicas = mr_alloc_array((size_t)shards * replicas, sizeof(uint32_t));
     for (uint32_t c = 0; c < shards; c++) {
-        for (uint32_t k = 0; k < replicas; k++) route.replicas[c * replicas + k] = k * shards + c;
-        route.replica_first[c + 1] = (c + 1) * replicas;
+        for (uint32_t k = 0; k < replicas; k++) out->replicas[c * replicas + k] = k * shards + c;
+        out->replica_first[c + 1] = (c + 1) * replicas;
     }
+}
+
+static mr_status open_far(bench *b, mr_err *err) {
+    mr_route route;
+    make_route(&route, b);
     mr_retrieval_options options = options_of(b);
     options.route = &route;
     mr_status status = mr_retrieval_open(&b->far, &options, err);
@@ -427,19 +479,129 @@ static mr_status time_bare(bench *b, timing *out, bare_pair *pair, mr_err *err) 
     return MR_OK;
 }
 
-/* --- all together ----------------------------------------------------------------------------- */
+/* --- faults ----------------------------------------------------------------------------------- */
+
+enum { BEFORE = 400, NOTICING = 40, AFTER = 100, PAUSE_US = 300, RECOVER_MS = 3000 };
+
+static mr_status one_step(bench *b, int64_t *took, uint32_t number, mr_err *err) {
+    const mr_retrieval_request request = request_of(b, number);
+    const struct timespec pause = {.tv_nsec = PAUSE_US * 1000}; /* what a step computes meanwhile */
+    nanosleep(&pause, NULL);
+    const int64_t began = mr_now_ns();
+    mr_status status = mr_retrieval_begin(b->far, &request, err);
+    if (status == MR_OK) status = mr_retrieval_finish(b->far, b->out, NULL, err);
+    *took = mr_now_ns() - began;
+    return status;
+}
+
+static mr_retrieval_peer peer_of(const bench *b, uint32_t child) {
+    for (uint32_t i = 0; i < mr_retrieval_peer_count(b->far); i++) {
+        const mr_retrieval_peer p = mr_retrieval_peer_look(b->far, i);
+        if (!strcmp(p.address, b->address[child])) return p;
+    }
+    return (mr_retrieval_peer){0};
+}
+
+/* The replica that is asked most. */
+static uint32_t choose_victim(const bench *b, const uint64_t *asked_before) {
+    uint32_t victim = 0;
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < b->children; i++) {
+        const uint64_t asked = peer_of(b, i).requests - asked_before[i];
+        if (asked > most) most = asked;
+        if (asked == most) victim = i;
+    }
+    return victim;
+}
+
+/* Another one in its place, and the route that says so. */
+static mr_status replace(bench *b, uint32_t victim, mr_err *err) {
+    mr_route route;
+    mr_status status = bear(b, victim, err);
+    if (status != MR_OK) return status;
+    b->epoch++;
+    make_route(&route, b);
+    status = mr_retrieval_set_route(b->far, &route, err);
+    mr_route_free(&route);
+    return status;
+}
+
+static mr_status recover(bench *b, uint32_t victim, mr_err *err) {
+    const int64_t until = mr_now_ns() + RECOVER_MS * 1000000ll;
+    mr_status status = MR_OK;
+    bool is_back = false;
+    if (!strcmp(b->s.fault, "kill"))
+        status = replace(b, victim, err);
+    else
+        kill(b->child[victim], SIGCONT);
+    for (uint32_t i = 0; status == MR_OK && !is_back && mr_now_ns() < until; i++) {
+        int64_t took;
+        status = one_step(b, &took, i, err);
+        const mr_retrieval_peer p = peer_of(b, victim);
+        is_back = p.is_connected && !p.is_suspected && i >= AFTER;
+    }
+    return status == MR_OK && !is_back ? mr_fail(err, MR_ERR_TIMEOUT, "no memshard came back")
+                                       : status;
+}
+
+typedef struct {
+    double p50, p99, added, after;
+} shock; /* us */
+
+static mr_status one_fault(bench *b, shock *out, mr_err *err) {
+    int64_t before[BEFORE], after[AFTER], took, worst = 0;
+    uint64_t asked[PROCESSES_MAX];
+    mr_status status = MR_OK;
+    for (uint32_t i = 0; i < b->children; i++) asked[i] = peer_of(b, i).requests;
+    for (uint32_t i = 0; i < BEFORE && status == MR_OK; i++)
+        status = one_step(b, &before[i], i, err);
+    if (status != MR_OK) return status;
+    const uint32_t victim = choose_victim(b, asked);
+    kill(b->child[victim], !strcmp(b->s.fault, "kill") ? SIGKILL : SIGSTOP);
+    for (uint32_t i = 0; i < NOTICING && status == MR_OK; i++) {
+        status = one_step(b, &took, i, err);
+        if (took > worst) worst = took;
+    }
+    for (uint32_t i = 0; i < AFTER && status == MR_OK; i++) status = one_step(b, &after[i], i, err);
+    if (status != MR_OK) return status;
+    const timing t = timing_of(before, BEFORE);
+    out->p50 = t.p50;
+    out->p99 = t.p99;
+    out->added = (double)worst / 1e3 - t.p50;
+    out->after = timing_of(after, AFTER).p50 - t.p50;
+    return recover(b, victim, err);
+}
 
 static int by_value(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
-static double middle(const timing *all, size_t offset, size_t count) {
+/* Of a member of structs that are all doubles. */
+static double at_rank(const void *all, size_t stride, size_t offset, size_t count, size_t rank) {
     double values[ROUNDS_MAX];
-    for (size_t i = 0; i < count; i++) memcpy(&values[i], (const char *)&all[i] + offset, 8);
+    for (size_t i = 0; i < count; i++)
+        memcpy(&values[i], (const char *)all + i * stride + offset, sizeof(double));
     qsort(values, count, sizeof(*values), by_value);
-    return values[count / 2];
+    return values[rank];
 }
-#define MIDDLE(all, field) middle(all, offsetof(timing, field), rounds)
+
+static mr_status measure_faults(bench *b, mr_err *err) {
+    shock all[ROUNDS_MAX];
+    const size_t n = (size_t)b->s.rounds;
+    mr_status status = MR_OK;
+    for (size_t i = 0; i < n && status == MR_OK; i++) status = one_fault(b, &all[i], err);
+    if (status != MR_OK) return status;
+#define RANK(field, rank) at_rank(all, sizeof(shock), offsetof(shock, field), n, rank)
+    printf("%s,%s,%d,%d,%zu,%.1f,%.1f,%.1f,%.1f,%.1f,%.1f,%.1f\n", b->s.fabric, b->s.fault,
+           (int)b->s.shards, (int)b->s.replicas, n, RANK(p50, n / 2), RANK(p99, n / 2),
+           RANK(added, n / 2), RANK(added, n - 1 - n / 10), RANK(added, n - 1), RANK(after, n / 2),
+           RANK(after, n - 1));
+    return MR_OK;
+}
+
+/* --- all together ----------------------------------------------------------------------------- */
+
+#define MIDDLE(all, field) at_rank(all, sizeof(timing), offsetof(timing, field), rounds, rounds / 2)
 
 static void print(bench *b, const timing *far, const timing *bare, const timing *near,
                   const bare_pair *pair) {
@@ -512,7 +674,7 @@ static mr_status run(bench *b, mr_err *err) {
             status =
                 mr_session_open(b->link, &hello, deadline, welcome, sizeof(welcome), &bytes, err);
     }
-    if (status == MR_OK) status = measure(b, err);
+    if (status == MR_OK) status = b->s.fault ? measure_faults(b, err) : measure(b, err);
     mr_link_close(b->link);
     mr_retrieval_close(b->far);
     mr_retrieval_close(b->near);
@@ -529,6 +691,10 @@ static mr_status check(settings *s, mr_err *err) {
         return mr_fail(err, MR_ERR_ARGUMENT, "--fabric is tcp, unix or shm");
     if (s->is_topk != (s->model != NULL))
         return mr_fail(err, MR_ERR_ARGUMENT, "--mode topk and --model go together");
+    if (s->fault &&
+        ((strcmp(s->fault, "kill") && strcmp(s->fault, "stop")) || s->replicas < 2 || s->is_gather))
+        return mr_fail(err, MR_ERR_ARGUMENT,
+                       "--fault is kill or stop, and needs --replicas 2 and retrievals");
     if (s->shards * s->replicas > PROCESSES_MAX)
         return mr_fail(err, MR_ERR_LIMIT, "%d memshards; at most %d",
                        (int)(s->shards * s->replicas), PROCESSES_MAX);
@@ -563,6 +729,9 @@ int main(int argc, char **argv) {
         {"replicas", 0, MR_OPT_INT, &s->replicas, 1, PROCESSES_MAX, "R", "of each (1)"},
         {"spin-us", 0, MR_OPT_INT, &s->spin_us, 0, 1000000, "N",
          "look so long before sleeping (0)"},
+        {"fault", 0, MR_OPT_TEXT, &s->fault, 0, 0, "NAME",
+         "kill or stop a replica --rounds times; prints fabric,fault,shards,replicas,faults,p50_us,"
+         "p99_us,added_p50_us,added_p90_us,added_max_us,after_p50_us,after_max_us"},
         {"rounds", 0, MR_OPT_INT, &s->rounds, 1, ROUNDS_MAX, "N", "of all three (3)"},
         {"seconds", 0, MR_OPT_DOUBLE, &s->seconds, 0.01, 60, "S", "length of a part (0.2)"},
         {0}};

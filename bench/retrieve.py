@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Retrievals against memshards: requests/s, latency and bytes, by what could matter.
 
-    bench/retrieve.py BUILD_DIR [--quick]
+    bench/retrieve.py BUILD_DIR [--quick] [--faults]
 
 One thing is varied at a time: batch, entries a token (k), row bytes, skew, shards, replicas, fabric, mode, looking
 before sleeping. Each row stands beside a bare ping-pong of the same bytes and the shards' own work, measured in
 turn in the same run (bench/retrieve.c). Adds rows to bench/results/retrieve.csv; the last column says how many
 cores other work kept busy just before: rows beside more than a tenth of a core are noisy, and with more
-processes than cores (shards * replicas + 1 of them) all of them wait for each other."""
+processes than cores (shards * replicas + 1 of them) all of them wait for each other.
+
+With --faults: what a replica of two that is killed or stopped adds to the slowest of the 40 retrievals after it
+(one is made every 0.3 ms), and to the median of the next 100, over many repetitions (bench/results/faults.csv)."""
 import os
 import subprocess
 import sys
@@ -30,7 +33,7 @@ def cases(quick):
         yield ["--fabric", fabric, "--spin-us", "200"]
         yield ["--fabric", fabric, "--spin-us", "200", "--tokens", "32"]
     for mode in ("gated", "topk", "gather"):
-        for tokens in batches[:2]:
+        for tokens in (1, 4) if mode == "gather" else batches[:2]:  # a gather must fit in one frame
             yield ["--mode", mode, "--tokens", str(tokens)]
     for skew in ("0.8", "1.2"):
         for tokens in batches:
@@ -47,11 +50,34 @@ def cases(quick):
             yield ["--width", str(row_bytes // 2), "--tokens", str(tokens)]
 
 
+FAULT_COLUMNS = ("transport,fault,shards,replicas,faults,p50_us,p99_us,added_p50_us,added_p90_us,added_max_us,"
+                 "after_p50_us,after_max_us,others_busy_cores").split(",")
+
+
+def faults(bench, quick):
+    rows = []
+    print(",".join(FAULT_COLUMNS))
+    for fabric in ("tcp", "unix", "shm"):
+        for fault in ("kill", "stop"):
+            busy = record.busy_cores(0.3)
+            run = subprocess.run([bench, "--fault", fault, "--replicas", "2", "--fabric", fabric, "--rounds",
+                                  "10" if quick else "50"], capture_output=True, text=True, timeout=300, check=False)
+            if run.returncode != 0:
+                print(f"{fault} over {fabric}: {run.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                continue
+            rows.append(run.stdout.strip().split(",") + [f"{busy:.1f}"])
+            print(",".join(rows[-1]), flush=True)
+    record.append("faults", FAULT_COLUMNS, rows)
+
+
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     build, quick = sys.argv[1], "--quick" in sys.argv[2:]
     bench = record.program(build, "bench", "bench_retrieve")
+    if "--faults" in sys.argv[2:]:
+        faults(bench, quick)
+        return
     rows = []
     print(",".join(COLUMNS))
     with tempfile.TemporaryDirectory() as folder:
