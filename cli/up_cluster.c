@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum {
@@ -258,6 +259,45 @@ static mr_status wait_for_tables(run *r, mr_err *err) {
     }
 }
 
+/* Whether a request would be served wherever it comes: every coordinator is there and every group
+ * has one that schedules it. Of the coordinators' pipes only those of owners speak up; one without
+ * a group of its own forwards. */
+static bool are_served(run *r, const mr_view *view) {
+    char name[32];
+    for (uint32_t i = r->coordinator_first; i < r->count; i++) {
+        snprintf(name, sizeof(name), "c%u", r->processes[i].id);
+        const mr_member *m = mr_view_member(view, MR_ROLE_COORDINATOR, name);
+        if (!m || !m->http || m->state != MR_MEMBER_READY) return false;
+        snprintf(r->children[i].address, sizeof(r->children[i].address), "%s", m->http);
+    }
+    for (uint32_t g = 0; g < (uint32_t)r->up->s.workers; g++) {
+        snprintf(name, sizeof(name), "g%u", g);
+        if (!mr_view_owner(view, name)) return false;
+    }
+    return true;
+}
+
+static mr_status wait_for_coordinators(run *r, int64_t deadline_ns, mr_err *err) {
+    for (;;) {
+        const mr_view *view = mr_cluster_view(r->cluster);
+        const bool is_served = are_served(r, view);
+        mr_view_release(view);
+        if (is_served) return MR_OK;
+        const int number = mr_signals_wait(r->up->signals, mr_now_ns() + 50000000);
+        if (number != 0 && number != SIGCHLD)
+            return mr_fail(err, MR_ERR_CANCELLED, "ended by signal %d", number);
+        const mr_child *dead = mr_children_reap(r->children, r->count);
+        if (dead)
+            return mr_fail(err, MR_ERR_UNAVAILABLE, "%s %u ended before it was ready; see %s",
+                           dead->role, dead->id, dead->log_path);
+        if (mr_now_ns() >= deadline_ns)
+            return mr_fail(err, MR_ERR_TIMEOUT,
+                           "the coordinators have not taken the worker groups in time; see "
+                           "%s/coordinator-0.log",
+                           r->up->run_folder);
+    }
+}
+
 static mr_status start_all(run *r, mr_err *err) {
     const mr_up_settings *s = &r->up->s;
     r->count = 1;
@@ -271,9 +311,11 @@ static mr_status start_all(run *r, mr_err *err) {
     add_workers(r);
     add_coordinators(r);
     for (uint32_t i = 1; status == MR_OK && i < r->count; i++) status = start(r, i, err);
+    const int64_t deadline = mr_now_ns() + s->ready_timeout_s * 1000000000;
     if (status == MR_OK)
-        status = mr_children_wait_ready(r->children + 1, r->count - 1, r->up->signals,
-                                        mr_now_ns() + s->ready_timeout_s * 1000000000, err);
+        status = mr_children_wait_ready(r->children + 1, r->coordinator_first - 1, r->up->signals,
+                                        deadline, err);
+    if (status == MR_OK) status = wait_for_coordinators(r, deadline, err);
     if (status == MR_OK && r->shard_count > 0) status = wait_for_tables(r, err);
     for (uint32_t i = 0; status == MR_ERR_UNAVAILABLE && i < r->count; i++)
         if (r->children[i].is_dead) mr_child_print_log_tail(&r->children[i], MR_UP_LOG_LINES);
@@ -286,6 +328,11 @@ static mr_status start_all(run *r, mr_err *err) {
 static void plan_restart(run *r, mr_child *dead, int64_t pid) {
     process *p = &r->processes[dead - r->children];
     const int64_t now = mr_now_ns();
+    if (WIFEXITED(dead->wait_status) && WEXITSTATUS(dead->wait_status) == 0) {
+        fprintf(stderr, "memrack up: %s %u has ended in order; it is not started again\n", p->role,
+                p->id);
+        return;
+    }
     mr_up_report_death(dead, pid);
     if (r->up->s.no_restart) return;
     if (now - p->started_ns > STEADY_MS * 1000000ll) p->pause_ms = RESTART_MIN_MS;
