@@ -108,6 +108,30 @@ static mr_status wait_loaded(place *p, const mr_digest *digest, int64_t seconds,
                    (long long)seconds);
 }
 
+/* Tables are cut in one grid at a time, whatever models they belong to. */
+static mr_status check_grid(const mr_view *view, const mr_digest *digest, mr_grid grid,
+                            uint32_t replicas, mr_err *err) {
+    const mr_map_record *map = mr_view_next_map(view, digest);
+    if (!map) map = mr_view_map(view, digest);
+    for (uint32_t i = 0; i < view->model_count; i++)
+        for (uint32_t v = 0; v < view->models[i]->version_count; v++) {
+            const mr_model_version *other = &view->models[i]->versions[v];
+            if (memcmp(&other->digest, digest, sizeof(*digest)) != 0) continue;
+            if (other->grid_rows == grid.row_groups && other->grid_columns == grid.width_slices &&
+                other->replicas == replicas)
+                return MR_OK;
+            return mr_fail(err, MR_ERR_ARGUMENT,
+                           "%s %s has the same tables: --grid %ux%u --replicas %u as there",
+                           view->models[i]->name, other->version, other->grid_rows,
+                           other->grid_columns, other->replicas);
+        }
+    if (!map || (map->grid_rows == grid.row_groups && map->grid_columns == grid.width_slices))
+        return MR_OK;
+    return mr_fail(err, MR_ERR_UNAVAILABLE,
+                   "these tables are still there in grid %ux%u, from before: try again in a moment",
+                   map->grid_rows, map->grid_columns);
+}
+
 static mr_status load(const settings *s, const mr_manifest *manifest, const char *name,
                       const char *source, bool has_tables, mr_err *err) {
     mr_grid grid;
@@ -120,9 +144,11 @@ static mr_status load(const settings *s, const mr_manifest *manifest, const char
     if (status == MR_OK) status = find_place(&p, s, name, err);
     if (status != MR_OK) return status;
     mr_model_record next = next_of(p.old, name, 1);
-    if (version_of(p.old, version))
+    if (has_tables)
+        status = check_grid(p.view, &manifest->digest, grid, (uint32_t)s->replicas, err);
+    if (status == MR_OK && version_of(p.old, version))
         status = mr_fail(err, MR_ERR_ARGUMENT, "%s has a version %s already", name, version);
-    else {
+    else if (status == MR_OK) {
         next.versions[next.version_count++] =
             (mr_model_version){.version = (char *)(uintptr_t)version,
                                .digest = manifest->digest,

@@ -185,6 +185,36 @@ static bool holds(const mr_holding *holding, uint32_t cell) {
     return false;
 }
 
+static void unload(mr_controller *c, const mr_member *member, const mr_holding *holding,
+                   uint32_t *cells, uint32_t count) {
+    mr_action *a = act(c, MR_ACT_UNLOAD, &holding->digest);
+    a->member = mr_strdup(member->id);
+    a->grid_rows = holding->grid_rows;
+    a->grid_columns = holding->grid_columns;
+    a->cells = cells;
+    a->cell_count = count;
+}
+
+/* Cells of the same tables cut in another grid, which no map is in: left from before. A record has
+ * a digest once, so they go before cells of this grid come. */
+static bool order_old_grid_away(mr_controller *c, const mr_member *member,
+                                const mr_map_record *map) {
+    const mr_map_record *current = mr_view_map(c->in->view, &map->digest);
+    for (uint32_t i = 0; i < member->holding_count; i++) {
+        const mr_holding *h = &member->holdings[i];
+        if (memcmp(&h->digest, &map->digest, sizeof(map->digest)) != 0 ||
+            (h->grid_rows == map->grid_rows && h->grid_columns == map->grid_columns) ||
+            (current && h->grid_rows == current->grid_rows &&
+             h->grid_columns == current->grid_columns))
+            continue;
+        uint32_t *cells = mr_alloc_array(h->cell_count, sizeof(*cells));
+        memcpy(cells, h->cells, h->cell_count * sizeof(*cells));
+        unload(c, member, h, cells, h->cell_count);
+        return true;
+    }
+    return false;
+}
+
 /* Orders what members of a map lack; returns how many cells that is. A cell of a member that is
  * away counts too: nobody is told to switch to a map with a hole. */
 static uint32_t order_loads(mr_controller *c, const mr_map_record *map,
@@ -200,7 +230,7 @@ static uint32_t order_loads(mr_controller *c, const mr_map_record *map,
         for (uint32_t i = 0; i < count; i++)
             if (!holds(holding, cells[i])) cells[kept++] = cells[i];
         missing += kept;
-        if (kept == 0 || is_lost) {
+        if (kept == 0 || is_lost || order_old_grid_away(c, member, map)) {
             free(cells);
             continue;
         }
@@ -314,16 +344,6 @@ static bool is_epoch_left_behind(const mr_view *view, const mr_digest *digest, u
             if (memcmp(&m->stages[s].digest, digest, sizeof(*digest)) == 0) return false;
     }
     return true;
-}
-
-static void unload(mr_controller *c, const mr_member *member, const mr_holding *holding,
-                   uint32_t *cells, uint32_t count) {
-    mr_action *a = act(c, MR_ACT_UNLOAD, &holding->digest);
-    a->member = mr_strdup(member->id);
-    a->grid_rows = holding->grid_rows;
-    a->grid_columns = holding->grid_columns;
-    a->cells = cells;
-    a->cell_count = count;
 }
 
 /* A map of this model is about to change: what is extra can be told next time. */
