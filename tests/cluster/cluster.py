@@ -19,6 +19,7 @@ import time
 import traceback
 
 PROCESSES = []
+CLEANUPS = []  # called once all processes have ended
 PDEATHSIG = 1
 
 
@@ -116,6 +117,8 @@ def kill(pid, seconds=2):
 def end_all():
     for process in PROCESSES:
         process.kill()
+    while CLEANUPS:
+        CLEANUPS.pop()()
 
 
 def show_logs():
