@@ -135,7 +135,7 @@ static void carry_out(sim_coordinator *c, const mr_view *view, const mr_action *
         break;
     case MR_ACT_SWITCH_MAP:
         check_switch(view, a);
-        sim_client_switch_map(c->client, &a->digest, a->epoch);
+        if (sim_client_switch_map(c->client, &a->digest, a->epoch) == MR_OK) sim_cluster.switches++;
         break;
     case MR_ACT_DELETE_MAP:
         sim_client_delete_map(c->client, &a->digest);

@@ -14,6 +14,8 @@ typedef enum {
     FAULT_STORE_AWAY,
     FAULT_STORE_WIPED,
     FAULT_CUT_FROM_STORE,
+    FAULT_DRAIN,    /* no fault, but cells move: a memshard is emptied */
+    FAULT_REPLICAS, /* and so they do when others are wanted */
     FAULT_KINDS
 } fault_kind;
 
@@ -62,6 +64,12 @@ static void come_near(void *context, uint64_t host) {
     sim_net_set_latency((uint32_t)host, 0);
 }
 
+static void end_drain(void *context, uint64_t number) {
+    sim_node *node = context;
+    (void)number;
+    node->is_draining = false;
+}
+
 static void store_back(void *context, uint64_t number) {
     (void)context, (void)number;
     sim_trace("the store is back");
@@ -69,7 +77,7 @@ static void store_back(void *context, uint64_t number) {
 }
 
 static void kill_one(sim_node *node, bool is_silent) {
-    const int64_t down = sim_chance(0.3) ? sim_between(5000, 9000) : sim_between(100, 3000);
+    const int64_t down = sim_chance(0.4) ? sim_between(5000, 14000) : sim_between(100, 3000);
     sim_node_kill(node, is_silent);
     sim_at(sim_now() + down * SIM_MS, start_again, node, 0);
 }
@@ -137,15 +145,28 @@ static void act(fault_kind kind, sim_node *node) {
         sim_store_wipe(restores);
         break;
     }
+    case FAULT_DRAIN:
+        if (!sim_cluster.model->tables) break;
+        while (node->role != MR_ROLE_MEMSHARD) node = any_node();
+        sim_trace("%s is drained", node->id);
+        node->is_draining = true;
+        sim_at(now + sim_between(2000, 9000) * SIM_MS, end_drain, node, 0);
+        break;
+    case FAULT_REPLICAS: {
+        const uint32_t replicas = 1 + sim_roll(sim_cluster.replicas + 1);
+        sim_trace("%u replicas are wanted", replicas);
+        sim_world_put_model(replicas);
+        break;
+    }
     default:
         cut(node->host, SIM_STORE_HOST);
     }
 }
 
 static void strike(void *context, uint64_t number) {
-    static const uint8_t weights[FAULT_KINDS] = {6, 5, 4, 4, 3, 3, 1, 1, 1};
+    static const uint8_t weights[FAULT_KINDS] = {6, 5, 4, 4, 3, 3, 1, 1, 1, 4, 2};
     sim_node *node = any_node();
-    uint32_t roll = sim_roll(28), kind = 0;
+    uint32_t roll = sim_roll(34), kind = 0;
     (void)context, (void)number;
     if (f.is_healed) return;
     while (roll >= weights[kind]) roll -= weights[kind++];
@@ -182,6 +203,7 @@ void sim_faults_heal(void) {
         }
         if (!sim_process_runs(node->process)) go_on(node, node->incarnation);
         sim_process_set_slowness(node->process, 1);
+        node->is_draining = false;
     }
     sim_trace("all is mended");
 }

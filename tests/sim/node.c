@@ -65,7 +65,7 @@ mr_member sim_node_member(sim_node *node) {
     snprintf(address, sizeof(address), "unix:%s", node->path ? node->path : "");
     return (mr_member){.id = node->id,
                        .role = node->role,
-                       .state = MR_MEMBER_READY,
+                       .state = node->is_draining ? MR_MEMBER_DRAINING : MR_MEMBER_READY,
                        .is_listed = true,
                        .address = node->path ? address : NULL,
                        .machine = host,

@@ -26,6 +26,7 @@ struct sim_node {
     sim_process *process; /* of the present incarnation; NULL: down */
     uint32_t incarnation;
     int64_t fallen_ns; /* when it was last killed, or came back to be heard; 0: never */
+    bool is_draining;  /* memshards */
     /* workers */
     char group[16];
     uint32_t stage, stages;
@@ -45,6 +46,7 @@ extern struct sim_cluster {
     mr_lost_policy lost;
     uint32_t kv_blocks, row_cache_bytes;
     bool two_trips;
+    uint64_t switches, loads, unloads;
     uint32_t open_count; /* incarnations that have not closed everything */
 } sim_cluster;
 

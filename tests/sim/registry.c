@@ -41,6 +41,7 @@ static struct {
     char leader_id[MR_ID_BYTES_MAX + 1];
     uint64_t leader_epoch;
     mr_map_record *asked; /* the last that sim_store_map gave */
+    mr_model_record *asked_model;
 } store;
 
 static slot *find(record_kind kind, mr_role role, const char *key) {
@@ -268,7 +269,18 @@ void sim_store_wipe(bool restores) {
 }
 
 void sim_store_put_model(const mr_model_record *model) {
+    if (!store.is_up) return;
     put(KIND_MODEL, 0, model->name, mr_model_record_dump(model), model->epoch, NULL);
+}
+
+const mr_model_record *sim_store_model(const char *name) {
+    mr_err err;
+    const slot *at = find(KIND_MODEL, 0, name);
+    if (!at || !at->text) return NULL;
+    mr_model_record_free(store.asked_model);
+    if (mr_model_record_parse(&store.asked_model, at->text, strlen(at->text), name, &err) != MR_OK)
+        sim_fail("%s", err.text);
+    return store.asked_model;
 }
 
 const mr_map_record *sim_store_map(const mr_digest *digest) {
@@ -418,6 +430,7 @@ void sim_store_close(void) {
     free_slots(store.slots, store.count);
     free_slots(store.kept, store.kept_count);
     mr_map_record_free(store.asked);
+    mr_model_record_free(store.asked_model);
     while (store.clients) {
         sim_client *c = store.clients;
         store.clients = c->next;

@@ -21,6 +21,7 @@ void sim_store_set_up(bool is_up);
 void sim_store_keep(void); /* a backup */
 void sim_store_wipe(bool restores);
 void sim_store_put_model(const mr_model_record *model);      /* an operator's */
+const mr_model_record *sim_store_model(const char *name);    /* as the next one */
 const mr_map_record *sim_store_map(const mr_digest *digest); /* owned by the store; NULL: none */
 
 /* Begins with the last view of an earlier client of this id, which is kept on disk. is_candidate:

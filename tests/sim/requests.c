@@ -20,7 +20,7 @@ typedef struct {
     uint64_t id;
     uint32_t got[SIM_CHOICES];
     int32_t wrong_at; /* of a request that may degrade: where it left the truth; -1: nowhere */
-    bool must_succeed, is_degraded, has_ended, is_lost;
+    bool must_succeed, is_cancelled, is_degraded, has_ended, is_lost;
     int64_t began_ns;
     mr_status status;
 } asked;
@@ -58,6 +58,7 @@ static void check_success(const asked *a) {
 
 static void check_failure(const asked *a, const char *sentence) {
     const int64_t lasted = sim_now() - a->began_ns;
+    if (a->is_cancelled && a->status == MR_ERR_CANCELLED) return;
     const bool may_pass = a->status == MR_ERR_UNAVAILABLE || a->status == MR_ERR_TIMEOUT;
     if (a->must_succeed || !had_faults)
         sim_fail("request %llu failed where nothing was wrong any more: %s",
@@ -124,6 +125,18 @@ void sim_request_make(sim_node *at, mr_lost_policy lost, bool must_succeed) {
         sim_fail("a request is refused: %s", err.text);
     }
     sim_process_touch(at->process);
+}
+
+void sim_requests_cancel_one(void) {
+    for (uint32_t i = 0; i < count; i++) {
+        asked *a = &all[i];
+        mr_core *core = a->at->incarnation == a->incarnation ? sim_coordinator_core(a->at) : NULL;
+        if (a->has_ended || a->is_cancelled || !core || sim_roll(3) != 0) continue;
+        a->is_cancelled = true;
+        mr_core_cancel(core, a->id);
+        sim_process_touch(a->at->process);
+        return;
+    }
 }
 
 void sim_requests_check(void) {

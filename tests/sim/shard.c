@@ -51,10 +51,12 @@ static void obey(void *context) {
     const mr_load_watch watch = {0};
     if (o->kind == SIM_LOAD) {
         const mr_status status = mr_memshard_load(s->memshard, &load, &watch, &err);
+        sim_cluster.loads++;
         sim_trace("%s loads %u cells: %d", e->to->id, o->cell_count, (int)status);
     } else if (o->kind == SIM_UNLOAD) {
         check_unload(e->to, o);
         mr_memshard_unload(s->memshard, &o->digest, o->grid, o->cells, o->cell_count);
+        sim_cluster.unloads++;
         sim_trace("%s unloads %u cells", e->to->id, o->cell_count);
     }
     free(e);

@@ -55,17 +55,21 @@ static void make_cluster(void) {
               sim_cluster.replicas, shards, groups, coordinators);
 }
 
-static void put_model(void) {
+void sim_world_put_model(uint32_t replicas) {
     char version_name[] = "v1", source[] = "/models/sim", name[] = "sim";
+    const mr_model_record *now = sim_store_model(name);
     if (!sim_cluster.model->tables) return;
     mr_model_version version = {.version = version_name,
                                 .digest = sim_cluster.model->manifest.digest,
                                 .source = source,
                                 .grid_rows = sim_cluster.grid.row_groups,
                                 .grid_columns = sim_cluster.grid.width_slices,
-                                .replicas = sim_cluster.replicas};
-    const mr_model_record record = {
-        .name = name, .epoch = 1, .active = version_name, .versions = &version, .version_count = 1};
+                                .replicas = replicas};
+    const mr_model_record record = {.name = name,
+                                    .epoch = now ? now->epoch + 1 : 1,
+                                    .active = version_name,
+                                    .versions = &version,
+                                    .version_count = 1};
     sim_store_put_model(&record);
 }
 
@@ -82,9 +86,10 @@ static const char *why_map_is_bad(void) {
     if (!sim_cluster.model->tables) return NULL;
     const mr_digest *digest = &sim_cluster.model->manifest.digest;
     const mr_map_record *map = sim_store_map(digest);
-    if (!map) return "there is no map";
+    const mr_model_record *model = sim_store_model("sim");
+    if (!map || !model) return "there is no map, or no model";
     for (uint32_t c = 0; c < map->grid_rows * map->grid_columns; c++) {
-        if (map->replica_first[c + 1] - map->replica_first[c] != sim_cluster.replicas)
+        if (map->replica_first[c + 1] - map->replica_first[c] != model->versions[0].replicas)
             return "a cell has too few or too many replicas";
         for (uint32_t r = map->replica_first[c]; r < map->replica_first[c + 1]; r++) {
             sim_node *n = sim_node_find(MR_ROLE_MEMSHARD, map->replicas[r]);
@@ -161,6 +166,7 @@ static void ask_some(void *context, uint64_t until) {
     sim_node *n = &sim_cluster.nodes[sim_roll(sim_cluster.node_count)];
     if (n->role == MR_ROLE_COORDINATOR && n->process && sim_process_runs(n->process))
         sim_request_make(n, any_policy(), false);
+    if (sim_chance(0.04)) sim_requests_cancel_one();
     if ((uint64_t)sim_now() < until)
         sim_at(sim_now() + sim_between(5, 150) * SIM_MS, ask_some, NULL, until);
 }
@@ -196,6 +202,9 @@ static void count_epochs(sim_outcome *out) {
     const mr_map_record *map =
         sim_cluster.model->tables ? sim_store_map(&sim_cluster.model->manifest.digest) : NULL;
     out->map_epoch = map ? map->epoch : 0;
+    out->switches = sim_cluster.switches;
+    out->loads = sim_cluster.loads;
+    out->unloads = sim_cluster.unloads;
 }
 
 sim_outcome sim_world_run(uint64_t seed) {
@@ -204,15 +213,15 @@ sim_outcome sim_world_run(uint64_t seed) {
     sim_store_open();
     sim_requests_open();
     make_cluster();
-    put_model();
+    sim_world_put_model(sim_cluster.replicas);
     const int64_t began = sim_now();
     for (uint32_t i = 0; i < sim_cluster.node_count; i++)
         sim_at(began + sim_between(0, 800) * SIM_MS, start_node, &sim_cluster.nodes[i], 0);
     sim_run_until(began + SIM_S);
     wait_until_whole(UP_MS);
-    const int64_t end = sim_now() + sim_between(6, 16) * SIM_S;
+    const int64_t end = sim_now() + sim_between(6, 24) * SIM_S;
     sim_at(sim_now(), ask_some, NULL, (uint64_t)(end + 2 * SIM_S));
-    sim_faults_plan(sim_now() + SIM_S, end, 2 + sim_roll(12));
+    sim_faults_plan(sim_now() + SIM_S, end, 2 + sim_roll(16));
     while (sim_now() < end) {
         sim_run_until(sim_now() + LOOK_MS * SIM_MS);
         sim_requests_check();

@@ -6,7 +6,7 @@
 typedef struct {
     uint64_t hash;
     uint32_t requests, exact, failed, lost, degraded, faults;
-    uint64_t map_epoch, owner_epochs;
+    uint64_t map_epoch, switches, loads, unloads;
     double seconds; /* simulated */
 } sim_outcome;
 
@@ -17,10 +17,14 @@ sim_outcome sim_world_run(uint64_t seed);
 void sim_requests_open(void);
 void sim_requests_close(void); /* all have ended */
 void sim_request_make(sim_node *at, mr_lost_policy lost, bool must_succeed);
+void sim_requests_cancel_one(void);
 void sim_requests_check(void); /* none is under way for longer than it may be */
 uint32_t sim_requests_open_count(void);
 void sim_requests_note_fault(void); /* from now on requests may fail as their policy says */
 void sim_requests_count(sim_outcome *out);
+
+/* world.c */
+void sim_world_put_model(uint32_t replicas); /* an operator's wish */
 
 /* faults.c */
 extern bool sim_stages_die_alone;
