@@ -19,7 +19,7 @@ typedef enum {
     FAULT_KINDS
 } fault_kind;
 
-bool sim_stages_die_alone;
+bool sim_stages_die_alone, sim_wipes_at_any_time;
 
 static struct {
     bool is_healed;
@@ -74,6 +74,15 @@ static void store_back(void *context, uint64_t number) {
     (void)context, (void)number;
     sim_trace("the store is back");
     sim_store_set_up(true);
+}
+
+/* What a wiped store had is known by whoever may lead next. Where it is not, an old epoch comes
+ * back, and nobody may go beyond the one that workers have seen. */
+static bool is_store_safe(void) {
+    for (uint32_t i = 0; i < sim_cluster.node_count; i++)
+        if (sim_cluster.nodes[i].role == MR_ROLE_COORDINATOR && !sim_cluster.nodes[i].process)
+            return false;
+    return sim_store_is_known();
 }
 
 static void kill_one(sim_node *node, bool is_silent) {
@@ -141,6 +150,7 @@ static void act(fault_kind kind, sim_node *node) {
         break;
     case FAULT_STORE_WIPED: {
         const bool restores = sim_chance(0.5);
+        if (!sim_wipes_at_any_time && !is_store_safe()) break;
         sim_trace("the store is %s", restores ? "restored" : "wiped");
         sim_store_wipe(restores);
         break;

@@ -125,8 +125,9 @@ static uint32_t sum(const uint32_t *of) {
 }
 
 static int usage(void) {
-    printf("usage: memrack-sim [--seeds A[:B]] [--jobs N] [--verbose] [--lone-stages]\n"
-           "Simulates whole clusters, one for each seed from A to B (1:100), in N processes.\n");
+    printf(
+        "usage: memrack-sim [--seeds A[:B]] [--jobs N] [--verbose] [--lone-stages] [--any-wipe]\n"
+        "Simulates whole clusters, one for each seed from A to B (1:100), in N processes.\n");
     return 2;
 }
 
@@ -144,6 +145,8 @@ int main(int argc, char **argv) {
             sim_is_verbose = true;
         else if (strcmp(argv[i], "--lone-stages") == 0)
             sim_stages_die_alone = true;
+        else if (strcmp(argv[i], "--any-wipe") == 0)
+            sim_wipes_at_any_time = true;
         else
             return usage();
     }

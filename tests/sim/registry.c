@@ -242,6 +242,16 @@ void sim_store_set_up(bool is_up) {
         if (is_up && !c->has_left) c->heard_ns = sim_now(); /* leases begin anew */
 }
 
+bool sim_store_is_known(void) {
+    uint32_t current = 0, all = 0;
+    for (const sim_client *c = store.clients; c; c = c->next) {
+        if (!c->is_candidate || c->has_left) continue;
+        all++;
+        current += reaches(c) && c->seen == store.revision && c->generation == store.generation;
+    }
+    return all > 0 && current == all;
+}
+
 static void free_slots(slot *slots, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
         free(slots[i].text);
@@ -409,7 +419,9 @@ mr_status sim_client_delete_map(sim_client *c, const mr_digest *digest) {
 mr_status sim_client_claim(sim_client *c, const char *group, uint64_t epoch) {
     if (!go_there(c)) return MR_ERR_UNAVAILABLE;
     const slot *now = find(KIND_OWNER, 0, group);
-    const uint64_t last = now && now->text ? now->epoch : 0;
+    const mr_owner_record *seen = mr_view_owner(c->view, group);
+    uint64_t last = now && now->text ? now->epoch : 0;
+    if (seen && seen->epoch > last) last = seen->epoch; /* a store may have been restored */
     if (epoch != last + 1) return come_back(c, MR_ERR_STALE);
     const mr_owner_record owner = {
         .group = (char *)(uintptr_t)group, .coordinator = c->id, .epoch = epoch};

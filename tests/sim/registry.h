@@ -18,7 +18,8 @@ typedef struct sim_client sim_client;
 void sim_store_open(void);
 void sim_store_close(void); /* all clients have left */
 void sim_store_set_up(bool is_up);
-void sim_store_keep(void); /* a backup */
+bool sim_store_is_known(void); /* every coordinator that lives has all of it in its view */
+void sim_store_keep(void);     /* a backup */
 void sim_store_wipe(bool restores);
 void sim_store_put_model(const mr_model_record *model);      /* an operator's */
 const mr_model_record *sim_store_model(const char *name);    /* as the next one */

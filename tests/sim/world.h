@@ -27,7 +27,7 @@ void sim_requests_count(sim_outcome *out);
 void sim_world_put_model(uint32_t replicas); /* an operator's wish */
 
 /* faults.c */
-extern bool sim_stages_die_alone;
+extern bool sim_stages_die_alone, sim_wipes_at_any_time; /* known weak spots */
 void sim_faults_plan(int64_t from_ns, int64_t until_ns, uint32_t count);
 void sim_faults_heal(void); /* all is whole and runs */
 uint32_t sim_faults_count(void);
