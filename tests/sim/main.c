@@ -127,6 +127,7 @@ static uint32_t sum(const uint32_t *of) {
 static int usage(void) {
     printf(
         "usage: memrack-sim [--seeds A[:B]] [--jobs N] [--verbose] [--lone-stages] [--any-wipe]\n"
+        "    [--stale-records]\n"
         "Simulates whole clusters, one for each seed from A to B (1:100), in N processes.\n");
     return 2;
 }
@@ -147,6 +148,8 @@ int main(int argc, char **argv) {
             sim_stages_die_alone = true;
         else if (strcmp(argv[i], "--any-wipe") == 0)
             sim_wipes_at_any_time = true;
+        else if (strcmp(argv[i], "--stale-records") == 0)
+            sim_stale_records_count = true;
         else
             return usage();
     }

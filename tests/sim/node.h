@@ -25,8 +25,9 @@ struct sim_node {
     const char *path;     /* of its data plane */
     sim_process *process; /* of the present incarnation; NULL: down */
     uint32_t incarnation;
-    int64_t fallen_ns; /* when it was last killed, or came back to be heard; 0: never */
-    bool is_draining;  /* memshards */
+    int64_t fallen_ns;   /* when it was last killed, or came back to be heard; 0: never */
+    bool is_draining;    /* memshards */
+    int64_t unloaded_ns; /* the same: when it last did as an order to unload said */
     /* workers */
     char group[16];
     uint32_t stage, stages;
@@ -81,6 +82,7 @@ double sim_worker_owner_silent_s(sim_node *node);
 
 /* --- coordinators ----------------------------------------------------------------------------- */
 
+extern bool sim_stale_records_count;           /* a known weak spot: see main.c */
 mr_core *sim_coordinator_core(sim_node *node); /* NULL: not there yet, or down */
 sim_client *sim_coordinator_client(sim_node *node);
 

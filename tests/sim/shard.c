@@ -57,6 +57,7 @@ static void obey(void *context) {
         check_unload(e->to, o);
         mr_memshard_unload(s->memshard, &o->digest, o->grid, o->cells, o->cell_count);
         sim_cluster.unloads++;
+        e->to->unloaded_ns = sim_now();
         sim_trace("%s unloads %u cells", e->to->id, o->cell_count);
     }
     free(e);
