@@ -99,14 +99,19 @@ def owner_killed():
     victim = owners["g0"]
     number = int(victim[1:])
     load.excused.add(STATE["addresses"][number])
+    pid = up.pids()[f"coordinator/{victim}"]
+    cluster.stop(up.pid)  # or it starts the coordinator again, which then keeps its groups
     begin = time.monotonic()
-    cluster.kill(up.pids()[f"coordinator/{victim}"])
+    cluster.kill(pid)
     lost = [group for group, owner in owners.items() if owner == victim]
 
     def are_taken():
         now = up.status()
         return now and all(now["owners"][group]["coordinator"] != victim for group in lost)
-    live.until(are_taken, 10, lambda: str(up.status()))
+    try:
+        live.until(are_taken, 10, lambda: str(up.status()))
+    finally:
+        os.kill(up.pid, signal.SIGCONT)
     took = time.monotonic() - begin
     print(f"      {len(lost)} groups of {victim} taken over after {took:.2f} s; "
           f"{load.lost} requests were lost with it")
