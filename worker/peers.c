@@ -84,25 +84,42 @@ void mr_peer_free(mr_peer *peer) {
     free(peer);
 }
 
-/* The quantiles of the nearest class that has been seen, or a cautious guess. */
-static const mr_latency *known(const mr_peer *p, uint64_t work_bytes) {
-    const mr_latency *l = &p->latency[mr_latency_class(work_bytes)];
-    return l->p99_ns > 0 ? l : NULL;
-}
-
 static int64_t prior_ns(uint64_t work_bytes) {
     return PRIOR_NS + (int64_t)(work_bytes / PRIOR_BYTES_PER_US) * 1000;
 }
 
+typedef struct {
+    int64_t p95_ns, p99_ns;
+} quantiles;
+
+/* Those of requests of this size; else of smaller ones, as many times as long as they are smaller;
+ * else of larger ones; else a cautious guess, which what is derived never exceeds. A peer that owes
+ * twice as much as ever before, because it hangs, is so judged by what it did before. */
+static quantiles expect(const mr_peer *p, uint64_t work_bytes) {
+    const uint32_t own = mr_latency_class(work_bytes);
+    const int64_t prior = prior_ns(work_bytes);
+    quantiles q = {prior, prior};
+    for (uint32_t i = 0; i < MR_LATENCY_CLASSES; i++) {
+        const uint32_t class = i <= own ? own - i : i; /* own, the smaller ones, the larger ones */
+        const mr_latency *l = &p->latency[class];
+        if (l->p99_ns == 0) continue;
+        const uint32_t shift = class < own ? 2 * (own - class) : 0;
+        q = (quantiles){l->p95_ns << shift, l->p99_ns << shift};
+        if (class == own) return q;
+        break;
+    }
+    if (q.p95_ns > prior) q.p95_ns = prior;
+    if (q.p99_ns > prior) q.p99_ns = prior;
+    return q;
+}
+
 int64_t mr_peer_hedge_ns(const mr_peer *p, uint64_t work_bytes) {
-    const mr_latency *l = known(p, work_bytes);
-    const int64_t late = l ? l->p95_ns : prior_ns(work_bytes);
+    const int64_t late = expect(p, work_bytes).p95_ns;
     return late > HEDGE_NS_MIN ? late : HEDGE_NS_MIN;
 }
 
 int64_t mr_peer_suspect_ns(const mr_peer *p, uint64_t work_bytes, int64_t timeout_ns) {
-    const mr_latency *l = known(p, work_bytes);
-    int64_t silence = SUSPECT_P99S * (l ? l->p99_ns : prior_ns(work_bytes));
+    int64_t silence = SUSPECT_P99S * expect(p, work_bytes).p99_ns;
     if (silence < SUSPECT_NS_MIN) silence = SUSPECT_NS_MIN;
     return silence < timeout_ns / 4 ? silence : timeout_ns / 4;
 }
