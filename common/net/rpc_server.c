@@ -27,9 +27,11 @@ enum {
 
 typedef enum { TAG_NEW, TAG_UNKNOWN, TAG_CLOSE, TAG_SEND, TAG_STATUS, TAG_SHUTDOWN } tag_kind;
 
+/* call is atomic so that kind, written before it, is seen by whoever gets the tag back: gRPC passes
+ * both on in order, but a tool that looks at our code only cannot know. */
 typedef struct {
     tag_kind kind;
-    mr_rpc_call *call;
+    mr_rpc_call *_Atomic call;
 } tag;
 
 typedef struct {
@@ -98,10 +100,12 @@ static mr_rpc_call *new_call(mr_rpc_server *server, const mr_rpc_method *method,
 
     call->server = server;
     call->method = method;
-    call->new_tag = (tag){kind, call};
-    call->close_tag = (tag){TAG_CLOSE, call};
-    call->send_tag = (tag){TAG_SEND, call};
-    call->status_tag = (tag){TAG_STATUS, call};
+    const tag_kind kinds[4] = {kind, TAG_CLOSE, TAG_SEND, TAG_STATUS};
+    tag *const tags[4] = {&call->new_tag, &call->close_tag, &call->send_tag, &call->status_tag};
+    for (int i = 0; i < 4; i++) {
+        tags[i]->kind = kinds[i];
+        atomic_store(&tags[i]->call, call);
+    }
     call->last = &call->first;
     call->final_details = grpc_empty_slice();
     grpc_metadata_array_init(&call->metadata);
@@ -178,6 +182,7 @@ static void request_more(mr_rpc_server *server, method_entry *entry) {
         new_call(server, entry != NULL ? &entry->method : NULL, entry ? TAG_NEW : TAG_UNKNOWN);
     grpc_call_error error = GRPC_CALL_ERROR;
 
+    atomic_fetch_add(&call->refs, 0); /* see serve() */
     pthread_rwlock_rdlock(&server->gate);
     if (!server->is_closed && entry != NULL)
         error = grpc_server_request_registered_call(
@@ -471,7 +476,9 @@ static void *serve(void *context) {
             grpc_completion_queue_next(server->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
         if (event.type == GRPC_QUEUE_SHUTDOWN) return NULL;
         tag *of = event.tag;
-        mr_rpc_call *call = of->call;
+        mr_rpc_call *call = atomic_load(&of->call);
+        /* What was written before the batch began: pairs with start() and request_more(). */
+        if (call) (void)atomic_load(&call->refs);
         if (of->kind == TAG_NEW || of->kind == TAG_UNKNOWN) {
             if (event.success == 0) {
                 release_call(call);
