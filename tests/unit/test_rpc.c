@@ -318,7 +318,7 @@ static void too_many_calls_are_refused(void **state) {
     asker a = {.channel = one};
     assert_int_equal(pthread_create(&thread, NULL, ask_hold, &a), 0);
     check_soon(atomic_load(&f->holding) == 1, 3000);
-    assert_int_equal(ask_echo(two, 3000, &err), MR_ERR_LIMIT);
+    check_soon(ask_echo(two, 3000, &err) == MR_ERR_LIMIT, 6000); /* a busy machine connects late */
     mr_rpc_answer(f->held, "", 0);
     pthread_join(thread, NULL);
     assert_int_equal(a.status, MR_OK);
@@ -561,7 +561,7 @@ static void only_known_certificates_are_served(void **state) {
     check_ok(mr_rpc_channel_open(&other, &options, &err));
     assert_int_equal(ask_echo(other, 3000, &err), MR_ERR_UNAVAILABLE); /* not the server meant */
     mr_rpc_channel_close(other);
-    check_ok(ask_echo(channel, 3000, &err));
+    check_soon(ask_echo(channel, 3000, &err) == MR_OK, 6000);
     end(f, channel);
 
     /* files that cannot be right are refused at once, each with its own sentence */
