@@ -117,7 +117,7 @@ static mr_status on_drain(void *context, mr_control_job *job, const mr_drain_ord
         nanosleep(&pause, NULL);
     }
     mr_log_info("drained");
-    if (order->ends && m->leave) m->leave(m->context);
+    if (order->ends && m->leave) mr_leave_soon(m->leave, m->context);
     return MR_OK;
 }
 

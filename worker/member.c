@@ -386,7 +386,7 @@ static mr_status on_drain(void *context, mr_control_job *job, const mr_drain_ord
         nanosleep(&pause, NULL);
     }
     mr_log_info("drained");
-    if (order->ends && w->leave) w->leave(w->context);
+    if (order->ends && w->leave) mr_leave_soon(w->leave, w->context);
     return MR_OK;
 }
 

@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FIRST_VIEW_MS = 10000, KEY_VALID_S = 3600, TICK_MS = 1000 };
+enum { FIRST_VIEW_MS = 10000, KEY_VALID_S = 3600, TICK_MS = 1000, LEAVE_MS = 250 };
 
 struct mr_agent {
     mr_cluster *cluster;
@@ -409,6 +409,34 @@ void mr_agent_close(mr_agent *a) {
     pthread_cond_destroy(&a->woken);
     pthread_mutex_destroy(&a->lock);
     free(a);
+}
+
+/* --- leaving ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    void (*leave)(void *context);
+    void *context;
+} departure;
+
+static void *run_departure(void *argument) {
+    const departure d = *(departure *)argument;
+    const struct timespec pause = {.tv_nsec = LEAVE_MS * 1000000};
+    free(argument);
+    nanosleep(&pause, NULL);
+    d.leave(d.context);
+    return NULL;
+}
+
+void mr_leave_soon(void (*leave)(void *context), void *context) {
+    pthread_t thread;
+    departure *d = mr_alloc(sizeof(*d));
+    *d = (departure){leave, context};
+    if (pthread_create(&thread, NULL, run_departure, d) == 0) {
+        pthread_detach(thread);
+        return;
+    }
+    free(d);
+    leave(context);
 }
 
 /* --- looking ---------------------------------------------------------------------------------- */

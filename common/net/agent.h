@@ -119,5 +119,8 @@ mr_keys *mr_agent_keys(mr_agent *agent);       /* of the sessions we listen for 
 mr_rpc_security mr_agent_security(const mr_agent *agent);
 uint64_t mr_agent_leader_epoch(const mr_agent *agent);
 void mr_agent_wake(mr_agent *agent); /* has changed called soon */
+/* Calls leave in a moment: once whoever ordered it has heard that it was done. It must not need
+ * the agent any more. */
+void mr_leave_soon(void (*leave)(void *context), void *context);
 
 #endif
