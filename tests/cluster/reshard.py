@@ -185,7 +185,13 @@ def leader_killed():
     time.sleep(1)  # what is under way at the leader ends
     code, text = up.command("load", OTHER, "--name", "half", "--grid", "6x1", "--wait", "0")
     assert code == 0, text
-    cluster.kill(pids[f"coordinator/{leader}"])
+    cluster.stop(up.pid)  # or it starts the coordinator again, which then keeps its groups
+    try:
+        cluster.kill(pids[f"coordinator/{leader}"])
+        live.until(lambda: all(o["coordinator"] != leader for g, o in up.status()["owners"].items() if g == "g0"), 10,
+                   "its group is not taken over")
+    finally:
+        os.kill(up.pid, cluster.signal.SIGCONT)
     begin = time.monotonic()
     live.until(lambda: len(maps()) == 2 and not up.status()["next_maps"], 60, lambda: str(up.status()))
     print(f"      loaded {time.monotonic() - begin:.1f} s after the leader died")
