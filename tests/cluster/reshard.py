@@ -45,13 +45,13 @@ def make_other():
 def starts():
     """`memrack up` with three memshards and two coordinators; what one process answers"""
     make_other()
-    STATE["up"] = live.Up(BUILD, MODEL, FOLDER, "--memshards", "3", "--coordinators", "2", "--grid", "6x1",
-                          "--threads", "1")
+    STATE["up"] = live.Up(BUILD, MODEL, FOLDER, "--memshards", "3", "--workers", "2", "--coordinators", "2",
+                          "--grid", "6x1", "--threads", "1")
     STATE["wanted"] = live.bodies(NAME, 6, 60)
     STATE["v1"] = live.answers_of_one_process(BUILD, MODEL, FOLDER, STATE["wanted"])
     STATE["v2"] = live.answers_of_one_process(BUILD, OTHER, FOLDER, STATE["wanted"], NAME)
     assert all(a != b for a, b in zip(STATE["v1"], STATE["v2"]))
-    STATE["up"].wait_well(20, 6)
+    STATE["up"].wait_well(20, 7)
     STATE["load"] = live.Load(STATE["up"].addresses(), STATE["wanted"], STATE["v1"], 4)
     STATE["load"].more(20)
 
@@ -188,8 +188,8 @@ def leader_killed():
     cluster.stop(up.pid)  # or it starts the coordinator again, which then keeps its groups
     try:
         cluster.kill(pids[f"coordinator/{leader}"])
-        live.until(lambda: all(o["coordinator"] != leader for g, o in up.status()["owners"].items() if g == "g0"), 10,
-                   "its group is not taken over")
+        live.until(lambda: all(up.status()["owners"][g]["coordinator"] != leader for g in ("g0", "g1")), 10,
+                   "its groups are not taken over")
     finally:
         os.kill(up.pid, cluster.signal.SIGCONT)
     begin = time.monotonic()
