@@ -168,6 +168,9 @@ static void move_answers(void *context, mr_link *link) {
         mr_outbox_move(&c->out, link);
         pthread_cond_broadcast(&w->changed);
     }
+    const mr_served_model *m = c ? mr_worker_model(w, mr_link_digest(link)) : NULL;
+    if (m && c->number < m->cut_before)
+        mr_session_refuse(link, 0, MR_ERR_UNAVAILABLE, m->cut_why.text);
     pthread_mutex_unlock(&w->lock);
 }
 

@@ -67,6 +67,8 @@ typedef struct {
     mr_route route;     /* to be taken by the step thread, if has_route */
     bool has_route;
     uint64_t epoch;  /* the highest owner's seen */
+    uint64_t cut_before; /* clients of lower numbers count on a next stage that is gone: cut off */
+    mr_err cut_why;
     uint32_t steps;  /* that wait or are under way, here or behind */
     uint32_t users;  /* threads inside mr_worker_wait_next and the like */
     bool is_leaving; /* takes no new steps */

@@ -473,6 +473,10 @@ static void serve_address(mr_next *n, const char *address, uint64_t version) {
     pthread_mutex_lock(&n->worker->lock);
     name_stage(n, address, MR_ERR_UNAVAILABLE, &err);
     if (was_up && !atomic_load(&n->stop)) mr_log_warn("%s", err.text);
+    if (was_up) { /* a next stage that comes back may have begun anew, with nothing in its cache */
+        n->model->cut_before = n->worker->next_number + 1;
+        n->model->cut_why = err;
+    }
     go_down(n, n->version == version ? &err : &n->why);
     pthread_mutex_unlock(&n->worker->lock);
     if (was_up) mr_server_wake(n->worker->server);
