@@ -166,6 +166,9 @@ static process *add_process(run *r, const char *role, uint32_t id, const char *n
     mr_up_add(&p->arguments, "--cluster-name", r->up->s.name);
     mr_up_add(&p->arguments, "--id", name);
     mr_up_add(&p->arguments, "--plain-control", "");
+    char *state = mr_format("%s/state-%s", r->up->run_folder, name);
+    mr_up_add(&p->arguments, "--state-folder", state);
+    free(state);
     return p;
 }
 

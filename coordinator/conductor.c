@@ -23,6 +23,7 @@ enum {
     PUT_MS = 2000,
     REOPEN_MS = 5000,
     ACT_AGAIN_MS = 1000,
+    RECLAIM_MS = 1000,
     COMPLAIN_EVERY_MS = 30000
 };
 
@@ -54,8 +55,11 @@ struct mr_conductor {
     /* the agent's thread only */
     opened *versions;
     uint32_t version_count;
-    uint64_t models_hash; /* of what the front was told last */
-    uint64_t joined_epoch;
+    uint64_t models_hash;  /* of what the front was told last */
+    uint64_t joined_epoch; /* that `joined` has heard of */
+    char **joined;         /* member ids, with their role before them */
+    uint32_t joined_count;
+    int64_t reclaimed_ns;
     bool was_leader;
     uint64_t acted_number; /* of the view we changed maps on: */
     int64_t acted_ns;      /* not again before a newer one, or a second, has come */
@@ -198,6 +202,21 @@ static void claim(mr_conductor *c, const mr_group_place *g) {
         mr_log_warn("claiming group %s: %s", g->name, err.text);
 }
 
+/* Our own group refuses us for an older epoch than it has seen, though nobody else is its owner:
+ * etcd was wiped or restored. A higher epoch settles it; once a second, until it is high enough. */
+static bool is_refused(mr_conductor *c, const mr_group_place *g) {
+    static _Thread_local mr_group_look looks[MR_MAX_GROUPS];
+    const uint32_t count = mr_core_groups(c->core, looks, MR_MAX_GROUPS);
+    if (!g->is_mine || mr_now_ns() - c->reclaimed_ns < RECLAIM_MS * 1000000ll) return false;
+    for (uint32_t i = 0; i < count; i++)
+        if (strcmp(looks[i].name, g->name) == 0 && looks[i].state == MR_GROUP_STALE &&
+            looks[i].epoch == g->epoch) {
+            c->reclaimed_ns = mr_now_ns();
+            return true;
+        }
+    return false;
+}
+
 static void tell_groups(mr_conductor *c, const mr_view *view) {
     static _Thread_local mr_group_place places[MR_MAX_GROUPS];
     mr_group_spec specs[MR_MAX_GROUPS];
@@ -213,7 +232,9 @@ static void tell_groups(mr_conductor *c, const mr_view *view) {
     const uint32_t all = mr_ownership_decide(places, &input);
     const bool is_static = mr_cluster_is_static(mr_agent_cluster(c->agent));
     for (uint32_t i = 0; i < all; i++) {
-        if (places[i].is_claimable && !is_static && !is_draining) claim(c, &places[i]);
+        if (!is_static && !is_draining &&
+            (places[i].is_claimable || (input.is_etcd_up && is_refused(c, &places[i]))))
+            claim(c, &places[i]);
         if (!places[i].is_mine && !(is_static && places[i].epoch == 0)) continue;
         specs[count++] = (mr_group_spec){.name = places[i].name,
                                          .address = places[i].first->address,
@@ -307,6 +328,34 @@ static void keep_complaints(mr_conductor *c, const mr_actions *list) {
     for (uint32_t i = 0; i < list->complaint_count; i++) mr_log_warn("%s", list->complaints[i]);
 }
 
+static void forget_joined(mr_conductor *c) {
+    for (uint32_t i = 0; i < c->joined_count; i++) free(c->joined[i]);
+    c->joined_count = 0;
+}
+
+/* Every member hears of a new leader before anything else, so that orders of an older one which
+ * still come are refused. */
+static void join_members(mr_conductor *c, const mr_view *view) {
+    if (c->joined_epoch != view->leader_epoch) forget_joined(c);
+    c->joined_epoch = view->leader_epoch;
+    for (uint32_t i = 0; i < view->member_count; i++) {
+        const mr_member *m = view->members[i];
+        if (m->role == MR_ROLE_COORDINATOR || !m->control) continue;
+        char *key =
+            mr_format("%d/%s/%llu", (int)m->role, m->id, (unsigned long long)m->incarnation);
+        bool is_known = false;
+        for (uint32_t k = 0; k < c->joined_count && !is_known; k++)
+            is_known = strcmp(c->joined[k], key) == 0;
+        if (is_known ||
+            !mr_orders_join(c->orders, m, view->cluster, view->leader, view->leader_epoch)) {
+            free(key);
+            continue;
+        }
+        c->joined = mr_realloc_array(c->joined, c->joined_count + 1, sizeof(*c->joined));
+        c->joined[c->joined_count++] = key;
+    }
+}
+
 static void lead(mr_conductor *c, const mr_view *view) {
     const bool is_leader = view->leader && strcmp(view->leader, mr_agent_id(c->agent)) == 0;
     if (is_leader != c->was_leader)
@@ -317,6 +366,7 @@ static void lead(mr_conductor *c, const mr_view *view) {
     c->is_leader = is_leader;
     pthread_mutex_unlock(&c->lock);
     if (!is_leader) return;
+    join_members(c, view);
     const mr_controller_input input = {.view = view,
                                        .now_ns = mr_now_ns(),
                                        .silent_s = silent_s,
@@ -447,6 +497,8 @@ void mr_conductor_close(mr_conductor *c) {
     mr_view_release(c->view);
     pthread_mutex_destroy(&c->lock);
     free(c->versions);
+    forget_joined(c);
+    free(c->joined);
     free(c->complaints);
     free(c->complaint);
     free(c);

@@ -16,6 +16,7 @@ enum {
     UNLOAD_AFTER_MS = 5000,
     SETTLE_MS = 1500, /* members come in bunches: places are found when no more do */
     DEAD_AFTER_MS = 3000,
+    UNKNOWN_AFTER_MS = 600000,
 };
 
 /* What a view does not remember. */
@@ -32,7 +33,12 @@ typedef struct {
     int64_t since_ns; /* when this epoch was first seen as the current one */
 } switched;
 
+/* A model that was wanted once. What nobody here ever wanted may be of a model that a wiped etcd
+ * has forgotten: it is not taken away before UNKNOWN_AFTER_MS. */
 struct mr_controller {
+    mr_digest *known;
+    uint32_t known_count;
+    int64_t began_ns;
     mr_controller_options options;
     memory *memories;
     uint32_t memory_count;
@@ -70,6 +76,7 @@ void mr_controller_close(mr_controller *c) {
     for (uint32_t i = 0; i < c->memory_count; i++) free(c->memories[i].id);
     free(c->memories);
     free(c->switches);
+    free(c->known);
     free(c->actions);
     free(c->complaints);
     free(c);
@@ -322,6 +329,28 @@ static bool is_wanted(const mr_view *view, const mr_digest *digest) {
     return false;
 }
 
+static bool is_known(const mr_controller *c, const mr_digest *digest) {
+    for (uint32_t i = 0; i < c->known_count; i++)
+        if (memcmp(&c->known[i], digest, sizeof(*digest)) == 0) return true;
+    return false;
+}
+
+static void remember_models(mr_controller *c) {
+    const mr_view *view = c->in->view;
+    if (c->began_ns == 0) c->began_ns = c->in->now_ns;
+    for (uint32_t i = 0; i < view->model_count; i++)
+        for (uint32_t v = 0; v < view->models[i]->version_count; v++) {
+            const mr_digest *digest = &view->models[i]->versions[v].digest;
+            if (is_known(c, digest)) continue;
+            c->known = mr_realloc_array(c->known, c->known_count + 1, sizeof(*c->known));
+            c->known[c->known_count++] = *digest;
+        }
+}
+
+static bool may_forget(const mr_controller *c, const mr_digest *digest) {
+    return is_known(c, digest) || c->in->now_ns - c->began_ns > UNKNOWN_AFTER_MS * 1000000ll;
+}
+
 /* Since when a map's epoch has been the current one, as far as we saw. */
 static int64_t current_since(mr_controller *c, const mr_digest *digest, uint64_t epoch) {
     for (uint32_t i = 0; i < c->switch_count; i++) {
@@ -363,6 +392,7 @@ static void tidy_holding(mr_controller *c, const mr_member *member, const mr_hol
     const uint64_t epoch = current ? current->epoch : UINT64_MAX;
     const int64_t since = current_since(c, &holding->digest, epoch);
     if (is_changing(c, &holding->digest)) return;
+    if (!is_wanted(view, &holding->digest) && !may_forget(c, &holding->digest)) return;
     if (c->in->now_ns - since < c->options.unload_after_ms * 1000000ll) return;
     if (!current && (next || is_wanted(view, &holding->digest))) return;
     if (current && !is_epoch_left_behind(view, &holding->digest, epoch)) return;
@@ -390,10 +420,11 @@ static void tidy_holding(mr_controller *c, const mr_member *member, const mr_hol
 static void tidy_up(mr_controller *c) {
     const mr_view *view = c->in->view;
     for (uint32_t i = 0; i < view->map_count; i++)
-        if (!is_wanted(view, &view->maps[i]->digest))
+        if (!is_wanted(view, &view->maps[i]->digest) && may_forget(c, &view->maps[i]->digest))
             act(c, MR_ACT_DELETE_MAP, &view->maps[i]->digest);
     for (uint32_t i = 0; i < view->next_map_count; i++)
         if (!is_wanted(view, &view->next_maps[i]->digest) &&
+            may_forget(c, &view->next_maps[i]->digest) &&
             !mr_view_map(view, &view->next_maps[i]->digest))
             act(c, MR_ACT_DELETE_MAP, &view->next_maps[i]->digest);
     for (uint32_t m = 0; m < view->member_count; m++) {
@@ -407,6 +438,7 @@ static void tidy_up(mr_controller *c) {
 const mr_actions *mr_controller_decide(mr_controller *c, const mr_controller_input *input) {
     clear_list(c);
     c->in = input;
+    remember_models(c);
     notice_members(c);
     for (uint32_t i = 0; i < input->view->model_count; i++) {
         const mr_model_record *model = input->view->models[i];

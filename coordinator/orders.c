@@ -15,6 +15,7 @@ enum {
     SEEN_MS = 500, /* until the member's record says what it has done */
     SILENCE_MS = 10000,
     UNLOAD_MS = 60000,
+    JOIN_MS = 3000,
 };
 #define LOAD_NS (24ll * 3600 * 1000000000)
 
@@ -26,6 +27,7 @@ typedef struct {
     mr_digest digest;
     mr_control_load_order load; /* texts and cells owned */
     uint64_t leader_epoch;
+    char *cluster, *leader;  /* of a join; else NULL */
     bool is_unload, is_done; /* under the lock */
     int64_t again_ns;        /* once done: not given again before */
 } order;
@@ -56,6 +58,8 @@ static void free_order(order *w) {
     pthread_join(w->thread, NULL);
     mr_control_client_close(w->client);
     free(w->member);
+    free(w->cluster);
+    free(w->leader);
     free((char *)(uintptr_t)w->load.name);
     free((char *)(uintptr_t)w->load.source);
     free((uint32_t *)(uintptr_t)w->load.cells);
@@ -78,7 +82,10 @@ static void *run(void *context) {
     mr_orders *o = w->orders;
     mr_err err = {{0}};
     mr_status status;
-    if (w->is_unload) {
+    if (w->cluster)
+        status = mr_control_join(w->client, w->cluster, w->leader, w->leader_epoch, NULL,
+                                 mr_now_ns() + JOIN_MS * 1000000ll, &err);
+    else if (w->is_unload) {
         const mr_control_unload_order unload = {.leader_epoch = w->leader_epoch,
                                                 .digest = w->digest,
                                                 .cells = w->load.cells,
@@ -88,7 +95,10 @@ static void *run(void *context) {
         status = mr_control_load(w->client, &w->load, NULL, NULL, SILENCE_MS, mr_now_ns() + LOAD_NS,
                                  &err);
     if (status != MR_OK && status != MR_ERR_CANCELLED)
-        mr_log_warn("%s %s %u cells: %s", w->member, w->is_unload ? "unloading" : "loading",
+        mr_log_warn("%s %s %u cells: %s", w->member,
+                    w->cluster     ? "joining with"
+                    : w->is_unload ? "unloading"
+                                   : "loading",
                     w->load.cell_count, err.text);
     pthread_mutex_lock(&o->lock);
     w->is_done = true;
@@ -153,6 +163,8 @@ static void start(mr_orders *o, order *w) {
     free((uint32_t *)(uintptr_t)w->load.cells);
     free((char *)(uintptr_t)w->load.name);
     free((char *)(uintptr_t)w->load.source);
+    free(w->cluster);
+    free(w->leader);
     free(w);
 }
 
@@ -179,6 +191,18 @@ void mr_orders_unload(mr_orders *o, const mr_member *member,
     w->leader_epoch = unload->leader_epoch;
     mr_log_info("%s is to unload %u cells", member->id, unload->cell_count);
     start(o, w);
+}
+
+bool mr_orders_join(mr_orders *o, const mr_member *member, const char *cluster, const char *leader,
+                    uint64_t leader_epoch) {
+    static const mr_digest none;
+    order *w = new_order(o, member, &none, NULL, 0);
+    if (!w) return false;
+    w->cluster = mr_strdup(cluster);
+    w->leader = mr_strdup(leader);
+    w->leader_epoch = leader_epoch;
+    start(o, w);
+    return true;
 }
 
 uint32_t mr_orders_under_way(mr_orders *o) {

@@ -1,5 +1,5 @@
-/* orders.h - a leader's orders to members, carried out side by side: loads and unloads over the
- * control service.
+/* orders.h - a leader's orders to members, carried out side by side: joins, loads and unloads over
+ * the control service.
  *
  * Each order has a thread while it is under way; a member gets one at a time for each model. An
  * order that is given again while it is under way, or soon after it failed, is dropped: the
@@ -19,6 +19,9 @@ void mr_orders_close(mr_orders *orders);  /* cancels what is under way; NULL is 
 void mr_orders_load(mr_orders *orders, const mr_member *member, const mr_control_load_order *order);
 void mr_orders_unload(mr_orders *orders, const mr_member *member,
                       const mr_control_unload_order *order);
+/* A leader presents itself. false: no room at the moment, try again. */
+bool mr_orders_join(mr_orders *orders, const mr_member *member, const char *cluster,
+                    const char *leader, uint64_t leader_epoch);
 uint32_t mr_orders_under_way(mr_orders *orders);
 
 #endif

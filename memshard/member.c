@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { DRAIN_S = 300, LOOK_MS = 100 };
+enum { DRAIN_S = 300, LOOK_MS = 100, CONFIRM_MS = 3000, CONFIRM_LOOK_MS = 10 };
 
 struct mr_memshard_member {
     mr_agent *agent;
@@ -71,10 +71,60 @@ static mr_status on_load(void *context, mr_control_job *job, const mr_control_lo
     return status;
 }
 
+/* What is held but for the cells of the order; owned. */
+static mr_holding *without(const mr_memshard_member *m, const mr_control_unload_order *order,
+                           uint32_t *count) {
+    mr_holding *holdings;
+    mr_memshard_describe(m->shard, &holdings, count);
+    for (uint32_t i = 0; i < *count; i++) {
+        mr_holding *h = &holdings[i];
+        uint32_t kept = 0;
+        if (memcmp(&h->digest, &order->digest, sizeof(h->digest)) != 0) continue;
+        for (uint32_t c = 0; c < h->cell_count && order->cell_count > 0; c++) {
+            bool goes = false;
+            for (uint32_t k = 0; k < order->cell_count; k++) goes |= order->cells[k] == h->cells[c];
+            if (!goes) h->cells[kept++] = h->cells[c];
+        }
+        h->cell_count = kept;
+    }
+    return holdings;
+}
+
+static bool is_confirmed(mr_memshard_member *m, const mr_control_unload_order *order) {
+    const mr_view *view = mr_agent_view(m->agent);
+    const mr_member *self = mr_view_member(view, MR_ROLE_MEMSHARD, mr_agent_id(m->agent));
+    bool is_listed = false;
+    for (uint32_t i = 0; self && i < self->holding_count; i++) {
+        const mr_holding *h = &self->holdings[i];
+        if (memcmp(&h->digest, &order->digest, sizeof(h->digest)) != 0) continue;
+        is_listed |= order->cell_count == 0 && h->cell_count > 0;
+        for (uint32_t k = 0; k < order->cell_count; k++)
+            is_listed |= mr_member_holds(self, &order->digest, order->cells[k]);
+    }
+    mr_view_release(view);
+    return self && !is_listed;
+}
+
+/* The record says first that the cells are gone, and the cluster must have seen it: a leader that
+ * reads an older one would switch to a map with a hole. */
 static mr_status on_unload(void *context, mr_control_job *job, const mr_control_unload_order *order,
                            mr_err *err) {
     mr_memshard_member *m = context;
-    (void)job, (void)err;
+    const int64_t deadline = mr_now_ns() + CONFIRM_MS * 1000000ll;
+    uint32_t count;
+    mr_holding *left = without(m, order, &count);
+    mr_agent_set_holdings(m->agent, left, count);
+    mr_holdings_free(left, count);
+    while (!is_confirmed(m, order)) {
+        const struct timespec pause = {.tv_nsec = CONFIRM_LOOK_MS * 1000000};
+        if (mr_now_ns() >= deadline || mr_control_job_is_cancelled(job)) {
+            say_holdings(m);
+            return mr_fail(err, MR_ERR_UNAVAILABLE,
+                           "the cluster has not seen within %d ms that these cells go: they stay",
+                           CONFIRM_MS);
+        }
+        nanosleep(&pause, NULL);
+    }
     mr_memshard_unload(m->shard, &order->digest, (mr_grid){0, 0}, order->cells, order->cell_count);
     say_holdings(m);
     return MR_OK;
