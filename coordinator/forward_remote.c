@@ -10,7 +10,7 @@
 #include <string.h>
 
 enum {
-    SEND_MS = 5000,
+    SEND_MS = 1500,
     READ_MS = 1000,
     TRIES_MAX = MR_MAX_QUEUED_REQUESTS,
     STACK_BYTES = 512 << 10

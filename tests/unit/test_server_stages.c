@@ -184,7 +184,7 @@ static mr_link *open_first(void) {
     return open_link(w.address[0], MR_ROLE_COORDINATOR, &w.manifest.digest);
 }
 
-/* A session ends with the next stage it counted on: what that stage had in its cache may be gone. */
+/* A session ends with the next stage it counted on: what that one had in its cache may be gone. */
 static mr_link *open_again(mr_link *link) {
     mr_frame frame;
     mr_err err;
