@@ -126,6 +126,8 @@ static mr_status offer_model(void *context, const mr_wire_hello *hello, mr_sessi
         out->digest = m->digest;
         out->tail = &w->offered;
         out->tail_bytes = sizeof(w->offered);
+        /* A pipeline with a gap is none: whoever asks goes elsewhere, and comes back later. */
+        if (m->next) status = mr_next_is_up(m->next, err);
     } else {
         char text[MR_DIGEST_TEXT_BYTES];
         mr_digest_text(&wanted, text);

@@ -72,7 +72,7 @@ def replica_stopped():
 
 def worker_killed():
     """kill -9 of a worker: its answers go on in the other group"""
-    for victim in ("worker/w0", "worker/w2"):
+    for victim in ("worker/w0", "worker/w3"):
         before = STATE["up"].pids()[victim]
         usual, _, after = live.measure(STATE["load"], 0.5, lambda p=before: cluster.kill(p), 1)
         print(f"      longest pause in an answer: {usual:.0f} ms usually, {after:.0f} ms after kill -9 of "

@@ -117,7 +117,7 @@ def finish(link, request_id):
         if not got or got[0] == REFUSE:
             # a session ends with the next stage it counted on, whose cache may be gone
             if link is STATE.get("link"):
-                STATE["link"] = open_link(STATE["addresses"][0])[0]
+                STATE["link"] = None
             return ERROR, UNAVAILABLE, got[3].decode(errors="replace") if got else "closed"
         if got[0] in (DONE, ERROR) and got[1] == request_id:
             return got[0], got[2], got[3].decode(errors="replace")
@@ -190,6 +190,13 @@ def open_pipeline():
 
 
 def run_step(request_id, **fields):
+    if not STATE["link"]:  # nobody gets one while a stage is away
+        link = Link(STATE["addresses"][0])
+        kind, _, status, payload = link.open(WORKER)
+        if kind != WELCOME:
+            link.close()
+            return ERROR, status, payload.decode()
+        STATE["link"] = link
     try:
         STATE["link"].send(step(request_id, STATE["ids"], 0, TOKENS, **fields))
     except OSError:

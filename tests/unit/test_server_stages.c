@@ -152,7 +152,7 @@ static int close_world(void **state) {
 static int open_pipeline(void **state) {
     (void)state;
     for (uint32_t i = STAGES; i-- > 0;) open_worker(i);
-    for (uint32_t i = 0; i + 1 < STAGES; i++) connect_stage(i, w.address[i + 1]);
+    for (uint32_t i = STAGES - 1; i-- > 0;) connect_stage(i, w.address[i + 1]);
     return 0;
 }
 
@@ -185,7 +185,7 @@ static mr_link *open_first(void) {
 }
 
 /* A session ends with the next stage it counted on: what that one had in its cache may be gone. */
-static mr_link *open_again(mr_link *link) {
+static void close_ended(mr_link *link) {
     mr_frame frame;
     mr_err err;
     mr_status status;
@@ -195,7 +195,22 @@ static mr_link *open_again(mr_link *link) {
         else
             assert_int_equal(frame.header->type, MR_FRAME_REFUSE);
     mr_link_close(link);
-    return open_first();
+}
+
+/* Nobody gets a session with the first stage while a later one is away; the sentence says which. */
+static void expect_gap(const char *address) {
+    uint8_t welcome[256];
+    mr_link *link;
+    size_t bytes;
+    mr_err err = {{0}};
+    const mr_session_hello hello = {MR_ROLE_COORDINATOR, MR_ROLE_WORKER, w.manifest.digest};
+    assert_int_equal(mr_link_connect(&link, w.address[0], after_ms(2000), &err), MR_OK);
+    assert_int_equal(
+        mr_session_open(link, &hello, after_ms(2000), welcome, sizeof(welcome), &bytes, &err),
+        MR_ERR_UNAVAILABLE);
+    assert_non_null(strstr(err.text, "stage 1 of 3"));
+    assert_non_null(strstr(err.text, address));
+    mr_link_close(link);
 }
 
 typedef struct {
@@ -394,19 +409,14 @@ static void test_next_stage_closes_and_returns(void **state) {
     mr_worker_close(w.workers[1]);
     w.workers[1] = NULL;
     const int64_t began = mr_now_ns();
-    link = open_again(link);
-    send_step(link, 2, 0, 0, 0, LENGTH);
-    assert_int_equal(receive_error(link, 2, &err), MR_ERR_UNAVAILABLE);
+    close_ended(link);
     assert_true(mr_now_ns() - began < 1000000000);
-    assert_non_null(strstr(err.text, "stage 1 of 3"));
-    assert_non_null(strstr(err.text, w.address[1]));
+    expect_gap(w.address[1]);
     open_worker(1);
-    send_step(link, 3, 0, 0, 0, LENGTH); /* 1 is back or not, but 1 has no stage 2 yet */
-    assert_int_equal(receive_error(link, 3, &err), MR_ERR_UNAVAILABLE);
+    expect_gap(w.address[1]); /* 1 is back or not, but 1 has no stage 2 yet */
     connect_stage(1, w.address[2]);
     assert_int_equal(mr_worker_wait_next(w.workers[0], w.manifest.digest, after_ms(5000), &err),
                      MR_OK);
-    mr_link_close(link); /* it may have ended when stage 1 was lost once more on its way up */
     link = open_first();
     send_step(link, 4, 0, 0, 0, LENGTH);
     check_step(link, 4, LENGTH);
@@ -457,8 +467,9 @@ static void test_silent_next_stage(void **state) {
     }
     const double took = (double)(mr_now_ns() - began) / 1e9;
     if (took > 1.0) fail_msg("noticed after %.2f s", took);
-    link = open_again(link);
+    close_ended(link);
     connect_stage(0, w.address[1]);
+    link = open_first();
     send_step(link, 3, 0, 0, 0, LENGTH);
     check_step(link, 3, LENGTH);
     mr_link_close(dead);
@@ -687,7 +698,7 @@ static void test_keyed_stages(void **state) {
         mr_worker_close(w.workers[i]);
         assert_int_equal(mr_worker_open_with(&w.workers[i], &o, &err), MR_OK);
     }
-    for (uint32_t i = 0; i + 1 < STAGES; i++) connect_stage(i, w.address[i + 1]);
+    for (uint32_t i = STAGES - 1; i-- > 0;) connect_stage(i, w.address[i + 1]);
     mr_link *link = open_first();
     send_step(link, 1, 0, 0, 0, LENGTH);
     check_step(link, 1, LENGTH);
