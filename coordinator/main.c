@@ -114,7 +114,7 @@ static mr_status parse_policy(mr_lost_policy *out, const char *name, mr_err *err
 /* One group each, named worker0, worker1 and so on. */
 static void set_workers(const program *p, const arguments *a) {
     mr_group_spec groups[MR_MAX_GROUPS];
-    char names[MR_MAX_GROUPS][16];
+    char names[MR_MAX_GROUPS][24];
     for (uint32_t i = 0; i < a->workers.count; i++) {
         snprintf(names[i], sizeof(names[i]), "worker%u", i);
         groups[i] = (mr_group_spec){
