@@ -87,6 +87,14 @@ static mr_holding *without(const mr_memshard_member *m, const mr_control_unload_
         }
         h->cell_count = kept;
     }
+    uint32_t used = 0; /* a holding of no cells is none */
+    for (uint32_t i = 0; i < *count; i++) {
+        if (holdings[i].cell_count > 0)
+            holdings[used++] = holdings[i];
+        else
+            free(holdings[i].cells);
+    }
+    *count = used;
     return holdings;
 }
 
