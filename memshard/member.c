@@ -179,13 +179,6 @@ static mr_status on_drain(void *context, mr_control_job *job, const mr_drain_ord
     return MR_OK;
 }
 
-static void count(mr_control_status *out, const char *name, double value) {
-    if (out->counter_count == MR_CONTROL_COUNTERS) return;
-    mr_control_counter *c = &out->counters[out->counter_count++];
-    snprintf(c->name, sizeof(c->name), "%s", name);
-    c->value = value;
-}
-
 static void on_status(void *context, mr_control_status *out) {
     mr_memshard_member *m = context;
     const mr_memshard_stats s = mr_memshard_look(m->shard);
@@ -197,26 +190,26 @@ static void on_status(void *context, mr_control_status *out) {
     out->requests_per_s = s.window_s > 0 ? (double)s.window_requests / s.window_s : 0;
     out->p50_us = s.p50_us;
     out->p99_us = s.p99_us;
-    count(out, "refused", (double)s.refused);
-    count(out, "stale", (double)s.stale);
-    count(out, "expired", (double)s.expired);
-    count(out, "cancelled", (double)s.cancelled);
-    count(out, "together", (double)s.together);
-    count(out, "prefetched", (double)s.prefetched);
-    count(out, "loads", (double)s.loads);
-    count(out, "unloads", (double)s.unloads);
-    count(out, "failed_loads", (double)s.failed_loads);
-    count(out, "queue_depth", (double)s.queue_depth);
-    count(out, "scrub_chunks", (double)scrub.chunks);
-    count(out, "scrub_passes", (double)scrub.passes);
-    count(out, "scrub_failures", (double)scrub.failures);
+    mr_control_count(out, "refused", (double)s.refused);
+    mr_control_count(out, "stale", (double)s.stale);
+    mr_control_count(out, "expired", (double)s.expired);
+    mr_control_count(out, "cancelled", (double)s.cancelled);
+    mr_control_count(out, "together", (double)s.together);
+    mr_control_count(out, "prefetched", (double)s.prefetched);
+    mr_control_count(out, "loads", (double)s.loads);
+    mr_control_count(out, "unloads", (double)s.unloads);
+    mr_control_count(out, "failed_loads", (double)s.failed_loads);
+    mr_control_count(out, "queue_depth", (double)s.queue_depth);
+    mr_control_count(out, "scrub_chunks", (double)scrub.chunks);
+    mr_control_count(out, "scrub_passes", (double)scrub.passes);
+    mr_control_count(out, "scrub_failures", (double)scrub.failures);
     if (tier.budget_bytes == 0) return;
-    count(out, "tier_hits", (double)tier.hits);
-    count(out, "tier_misses", (double)tier.misses);
-    count(out, "tier_read_bytes", (double)tier.read_bytes);
-    count(out, "tier_evicted", (double)tier.evicted);
-    count(out, "tier_failures", (double)tier.failures);
-    count(out, "tier_resident_bytes", (double)tier.resident_bytes);
+    mr_control_count(out, "tier_hits", (double)tier.hits);
+    mr_control_count(out, "tier_misses", (double)tier.misses);
+    mr_control_count(out, "tier_read_bytes", (double)tier.read_bytes);
+    mr_control_count(out, "tier_evicted", (double)tier.evicted);
+    mr_control_count(out, "tier_failures", (double)tier.failures);
+    mr_control_count(out, "tier_resident_bytes", (double)tier.resident_bytes);
 }
 
 mr_status mr_memshard_member_open(mr_memshard_member **out, const mr_memshard_member_options *o,

@@ -6,6 +6,7 @@
  * to the largest request and is kept. */
 #ifndef MR_MEMSHARD_SERVE_IMPL_H
 #define MR_MEMSHARD_SERVE_IMPL_H
+#include "common/base/latency.h"
 #include "common/model/product_keys.h"
 #include "common/net/frames.h"
 #include "memshard/holdings.h"
@@ -17,7 +18,6 @@ enum {
     MR_SEATS = 64,
     MR_SEAT_BYTES_MAX = 1 << 29,
     MR_LANES = 256, /* serving threads that may let frames wait */
-    MR_LATENCY_BUCKETS = 128,
     MR_LATENCY_WINDOW_S = 10,
 };
 
@@ -61,7 +61,7 @@ typedef struct {
     mr_fetch_scratch fetched[2]; /* values, pre-values */
     /* Answers by latency, in two windows that take turns. Written by who has the seat. */
     _Atomic int64_t window[2]; /* its number */
-    _Atomic uint32_t latency[2][MR_LATENCY_BUCKETS];
+    _Atomic uint32_t latency[2][MR_LATENCY_STEPS];
     _Atomic uint64_t requests;
 } mr_seat;
 

@@ -7,21 +7,6 @@
 
 static const int64_t window_ns = MR_LATENCY_WINDOW_S * 1000000000ll;
 
-/* 0 to 7 us each, then four to an octave. */
-static uint32_t bucket_of(uint64_t us) {
-    if (us < 8) return (uint32_t)us;
-    const uint32_t octave = 63u - (uint32_t)__builtin_clzll(us);
-    const uint32_t bucket = 8 + (octave - 3) * 4 + (uint32_t)((us >> (octave - 2)) & 3);
-    return bucket < MR_LATENCY_BUCKETS ? bucket : MR_LATENCY_BUCKETS - 1;
-}
-
-/* The largest latency of a bucket. */
-static uint64_t bucket_end(uint32_t bucket) {
-    if (bucket < 8) return bucket;
-    const uint32_t octave = 3 + (bucket - 8) / 4, quarter = (bucket - 8) % 4;
-    return ((4ull + quarter + 1) << (octave - 2)) - 1;
-}
-
 static void add(_Atomic uint32_t *to) { /* one writer */
     atomic_store_explicit(to, atomic_load_explicit(to, memory_order_relaxed) + 1,
                           memory_order_relaxed);
@@ -31,28 +16,14 @@ void mr_stats_note(mr_seat *seat, int64_t now_ns, int64_t latency_ns) {
     const int64_t window = now_ns / window_ns;
     const uint32_t at = (uint32_t)(window & 1);
     if (atomic_load_explicit(&seat->window[at], memory_order_relaxed) != window) {
-        for (uint32_t i = 0; i < MR_LATENCY_BUCKETS; i++)
+        for (uint32_t i = 0; i < MR_LATENCY_STEPS; i++)
             atomic_store_explicit(&seat->latency[at][i], 0, memory_order_relaxed);
         atomic_store_explicit(&seat->window[at], window, memory_order_release);
     }
-    add(&seat->latency[at][bucket_of(latency_ns > 0 ? (uint64_t)latency_ns / 1000 : 0)]);
+    add(&seat->latency[at][mr_latency_step_of(latency_ns > 0 ? (uint64_t)latency_ns / 1000 : 0)]);
     atomic_store_explicit(&seat->requests,
                           atomic_load_explicit(&seat->requests, memory_order_relaxed) + 1,
                           memory_order_relaxed);
-}
-
-static uint32_t quantile(const uint64_t *latency, uint64_t all, uint64_t percent) {
-    uint64_t seen = 0;
-    const uint64_t wanted = (all * percent + 99) / 100;
-    if (all == 0) return 0;
-    for (uint32_t i = 0; i < MR_LATENCY_BUCKETS; i++) {
-        seen += latency[i];
-        if (seen >= wanted) {
-            const uint64_t end = bucket_end(i);
-            return end < UINT32_MAX ? (uint32_t)end : UINT32_MAX;
-        }
-    }
-    return UINT32_MAX;
 }
 
 mr_memshard_stats mr_memshard_look(mr_memshard *shard) {
@@ -68,7 +39,7 @@ mr_memshard_stats mr_memshard_look(mr_memshard *shard) {
         .failed_loads = atomic_load(&shard->counts.failed_loads),
         .queue_depth = atomic_load(&shard->counts.queue_depth),
     };
-    uint64_t latency[MR_LATENCY_BUCKETS] = {0};
+    uint64_t latency[MR_LATENCY_STEPS] = {0};
     const int64_t now = mr_now_ns(), window = now / window_ns;
     for (uint32_t i = 0; i < MR_SEATS; i++) {
         mr_seat *seat = &shard->seats[i];
@@ -76,14 +47,14 @@ mr_memshard_stats mr_memshard_look(mr_memshard *shard) {
         for (uint32_t at = 0; at < 2; at++) {
             const int64_t is = atomic_load_explicit(&seat->window[at], memory_order_acquire);
             if (is != window && is != window - 1) continue;
-            for (uint32_t b = 0; b < MR_LATENCY_BUCKETS; b++)
+            for (uint32_t b = 0; b < MR_LATENCY_STEPS; b++)
                 latency[b] += atomic_load_explicit(&seat->latency[at][b], memory_order_relaxed);
         }
     }
-    for (uint32_t b = 0; b < MR_LATENCY_BUCKETS; b++) s.window_requests += latency[b];
+    for (uint32_t b = 0; b < MR_LATENCY_STEPS; b++) s.window_requests += latency[b];
     s.window_s = (double)(now % window_ns) * 1e-9 + MR_LATENCY_WINDOW_S;
-    s.p50_us = quantile(latency, s.window_requests, 50);
-    s.p99_us = quantile(latency, s.window_requests, 99);
+    s.p50_us = mr_latency_quantile(latency, s.window_requests, 50);
+    s.p99_us = mr_latency_quantile(latency, s.window_requests, 99);
     const mr_snapshot *held;
     mr_seat *seat = mr_seat_take(shard, MR_SEATS - 1, &held);
     s.models = held->count;

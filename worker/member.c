@@ -390,13 +390,6 @@ static mr_status on_drain(void *context, mr_control_job *job, const mr_drain_ord
     return MR_OK;
 }
 
-static void count(mr_control_status *out, const char *name, double value) {
-    if (out->counter_count == MR_CONTROL_COUNTERS) return;
-    mr_control_counter *c = &out->counters[out->counter_count++];
-    snprintf(c->name, sizeof(c->name), "%s", name);
-    c->value = value;
-}
-
 static void on_status(void *context, mr_control_status *out) {
     mr_worker_member *w = context;
     mr_worker_stats s;
@@ -408,13 +401,14 @@ static void on_status(void *context, mr_control_status *out) {
     out->degraded = s.degraded;
     const char *transport = atomic_load(&w->transport);
     if (transport) snprintf(out->transport, sizeof(out->transport), "%s", transport);
-    if (s.heard_ns > 0) count(out, "owner_silent_ms", (double)(mr_now_ns() - s.heard_ns) / 1e6);
-    count(out, "hedges", (double)s.hedges);
-    count(out, "resends", (double)s.resends);
-    count(out, "step_failures", (double)s.failures);
-    count(out, "cache_hits", (double)s.cache_hits);
-    count(out, "cache_misses", (double)s.cache_misses);
-    count(out, "retrieval_wait_us", (double)s.retrieval_wait_ns / 1e3);
+    if (s.heard_ns > 0)
+        mr_control_count(out, "owner_silent_ms", (double)(mr_now_ns() - s.heard_ns) / 1e6);
+    mr_control_count(out, "hedges", (double)s.hedges);
+    mr_control_count(out, "resends", (double)s.resends);
+    mr_control_count(out, "step_failures", (double)s.failures);
+    mr_control_count(out, "cache_hits", (double)s.cache_hits);
+    mr_control_count(out, "cache_misses", (double)s.cache_misses);
+    mr_control_count(out, "retrieval_wait_us", (double)s.retrieval_wait_ns / 1e3);
 }
 
 /* --- opening ---------------------------------------------------------------------------------- */

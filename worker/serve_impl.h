@@ -10,6 +10,7 @@
  * answers to one that left find nobody. */
 #ifndef MR_WORKER_SERVE_IMPL_H
 #define MR_WORKER_SERVE_IMPL_H
+#include "common/base/latency.h"
 #include "common/base/limits.h"
 #include "common/net/frames.h"
 #include "common/net/server.h"
@@ -23,7 +24,6 @@ enum {
     MR_STUCK_MS = 10000,           /* a reader that does not move for so long loses the rest */
     MR_LOOK_EVERY_MS = 50,
     MR_STAGED_MS = 5000, /* hidden states of a step that are not all there by then */
-    MR_STEP_BUCKETS = 128,
     MR_JOBS = MR_WORKER_STEPS_QUEUED + 2, /* those that wait, one under way, one being taken in */
 };
 
@@ -66,7 +66,7 @@ typedef struct {
     uint64_t map_epoch; /* of the engine's route */
     mr_route route;     /* to be taken by the step thread, if has_route */
     bool has_route;
-    uint64_t epoch;  /* the highest owner's seen */
+    uint64_t epoch;      /* the highest owner's seen */
     uint64_t cut_before; /* clients of lower numbers count on a next stage that is gone: cut off */
     mr_err cut_why;
     uint32_t steps;  /* that wait or are under way, here or behind */
@@ -97,7 +97,7 @@ typedef struct {
 typedef struct {
     mr_worker_stats sums; /* counters only */
     int64_t window[2];
-    uint32_t latency[2][MR_STEP_BUCKETS];
+    uint32_t latency[2][MR_LATENCY_STEPS];
 } mr_step_record;
 
 struct mr_worker {

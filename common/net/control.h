@@ -23,6 +23,7 @@
 #include "common/net/view.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 
 enum {
     MR_CONTROL_JOBS = 16,        /* loads, unloads and drains at a time */
@@ -88,6 +89,14 @@ typedef struct {
     mr_control_counter counters[MR_CONTROL_COUNTERS];
     uint32_t counter_count;
 } mr_control_status;
+
+/* Adds a counter to a status; dropped where there is no room. */
+static inline void mr_control_count(mr_control_status *status, const char *name, double value) {
+    if (status->counter_count == MR_CONTROL_COUNTERS) return;
+    mr_control_counter *c = &status->counters[status->counter_count++];
+    snprintf(c->name, sizeof(c->name), "%s", name);
+    c->value = value;
+}
 
 typedef struct {
     uint64_t key_id; /* 0: none; sessions are not keyed */
