@@ -2,7 +2,6 @@
 #include "coordinator/conductor.h"
 
 #include "common/base/clock.h"
-#include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/model/source.h"
@@ -13,7 +12,6 @@
 #include "coordinator/ownership.h"
 #include "coordinator/prober.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,12 +63,6 @@ struct mr_conductor {
     int64_t acted_ns;      /* not again before a newer one, or a second, has come */
     char *complaint;
     int64_t complained_ns;
-
-    pthread_mutex_t lock; /* guards what other threads ask for */
-    const mr_view *view;  /* the last one; NULL before the first */
-    char **complaints;
-    uint32_t complaint_count;
-    bool is_leader;
 };
 
 static int64_t soon(void) {
@@ -311,14 +303,7 @@ static void carry_out(mr_conductor *c, const mr_view *view, const mr_action *a) 
     if (status != MR_OK && status != MR_ERR_STALE) mr_log_warn("%s", err.text);
 }
 
-static void keep_complaints(mr_conductor *c, const mr_actions *list) {
-    pthread_mutex_lock(&c->lock);
-    for (uint32_t i = 0; i < c->complaint_count; i++) free(c->complaints[i]);
-    c->complaints = mr_realloc_array(c->complaints, list->complaint_count + 1, sizeof(char *));
-    for (uint32_t i = 0; i < list->complaint_count; i++)
-        c->complaints[i] = mr_strdup(list->complaints[i]);
-    c->complaint_count = list->complaint_count;
-    pthread_mutex_unlock(&c->lock);
+static void say_complaints(mr_conductor *c, const mr_actions *list) {
     if (list->complaint_count == 0) return;
     const bool is_new = !c->complaint || strcmp(c->complaint, list->complaints[0]) != 0;
     if (!is_new && mr_now_ns() - c->complained_ns < COMPLAIN_EVERY_MS * 1000000ll) return;
@@ -362,9 +347,6 @@ static void lead(mr_conductor *c, const mr_view *view) {
         mr_log_info(is_leader ? "leading, epoch %llu" : "not leading any more, epoch %llu",
                     (unsigned long long)view->leader_epoch);
     c->was_leader = is_leader;
-    pthread_mutex_lock(&c->lock);
-    c->is_leader = is_leader;
-    pthread_mutex_unlock(&c->lock);
     if (!is_leader) return;
     join_members(c, view);
     const mr_controller_input input = {.view = view,
@@ -381,17 +363,13 @@ static void lead(mr_conductor *c, const mr_view *view) {
         c->acted_number = view->number;
         c->acted_ns = mr_now_ns();
     }
-    keep_complaints(c, list);
+    say_complaints(c, list);
 }
 
 /* --- the agent's callbacks -------------------------------------------------------------------- */
 
 static void on_changed(void *context, const mr_view *view) {
     mr_conductor *c = context;
-    pthread_mutex_lock(&c->lock);
-    mr_view_release(c->view);
-    c->view = mr_view_retain(view);
-    pthread_mutex_unlock(&c->lock);
     mr_prober_follow(c->prober, view, MR_ROLE_COORDINATOR, mr_agent_id(c->agent));
     open_versions(c, view);
     tell_models(c, view);
@@ -435,7 +413,6 @@ mr_status mr_conductor_open(mr_conductor **out, const mr_conductor_options *o, m
     mr_conductor *c = mr_alloc(sizeof(*c));
     c->drain = o->drain;
     c->context = o->context;
-    pthread_mutex_init(&c->lock, NULL);
     const mr_agent_options agent = {
         .role = MR_ROLE_COORDINATOR,
         .settings = o->agent,
@@ -446,7 +423,6 @@ mr_status mr_conductor_open(mr_conductor **out, const mr_conductor_options *o, m
     *out = NULL;
     const mr_status status = mr_agent_open(&c->agent, &agent, err);
     if (status != MR_OK) {
-        pthread_mutex_destroy(&c->lock);
         free(c);
         return status;
     }
@@ -493,33 +469,9 @@ void mr_conductor_close(mr_conductor *c) {
     mr_prober_close(c->prober);
     mr_controller_close(c->controller);
     for (uint32_t i = 0; i < c->version_count; i++) free_opened(&c->versions[i]);
-    for (uint32_t i = 0; i < c->complaint_count; i++) free(c->complaints[i]);
-    mr_view_release(c->view);
-    pthread_mutex_destroy(&c->lock);
     free(c->versions);
     forget_joined(c);
     free(c->joined);
-    free(c->complaints);
     free(c->complaint);
     free(c);
-}
-
-/* --- asked from other threads ----------------------------------------------------------------- */
-
-mr_agent *mr_conductor_agent(mr_conductor *c) {
-    return c->agent;
-}
-
-char *mr_conductor_describe(mr_conductor *c) {
-    json_t *complaints = json_array();
-    const mr_cluster_health health = mr_cluster_look(mr_agent_cluster(c->agent));
-    pthread_mutex_lock(&c->lock);
-    for (uint32_t i = 0; i < c->complaint_count; i++)
-        json_array_append_new(complaints, json_string(c->complaints[i]));
-    json_t *root = json_pack("{s:s, s:b, s:b, s:o}", "id", mr_agent_id(c->agent), "leader",
-                             c->is_leader, "etcd_up", health.is_up, "troubles", complaints);
-    pthread_mutex_unlock(&c->lock);
-    char *text = root ? json_dumps(root, JSON_COMPACT) : mr_strdup("{}");
-    json_decref(root);
-    return text;
 }

@@ -32,8 +32,5 @@ void mr_conductor_close(mr_conductor *conductor); /* after the core; NULL is fin
 
 /* For the core's options: requests for groups of other coordinators. */
 mr_forwarder mr_conductor_forwarder(mr_conductor *conductor);
-mr_agent *mr_conductor_agent(mr_conductor *conductor);
-/* What cannot be done at the moment, one sentence each, and whether we lead: JSON text, owned. */
-char *mr_conductor_describe(mr_conductor *conductor);
 
 #endif

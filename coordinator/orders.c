@@ -204,11 +204,3 @@ bool mr_orders_join(mr_orders *o, const mr_member *member, const char *cluster, 
     start(o, w);
     return true;
 }
-
-uint32_t mr_orders_under_way(mr_orders *o) {
-    uint32_t count = 0;
-    pthread_mutex_lock(&o->lock);
-    for (uint32_t i = 0; i < o->count; i++) count += !o->items[i]->is_done;
-    pthread_mutex_unlock(&o->lock);
-    return count;
-}

@@ -22,6 +22,5 @@ void mr_orders_unload(mr_orders *orders, const mr_member *member,
 /* A leader presents itself. false: no room at the moment, try again. */
 bool mr_orders_join(mr_orders *orders, const mr_member *member, const char *cluster,
                     const char *leader, uint64_t leader_epoch);
-uint32_t mr_orders_under_way(mr_orders *orders);
 
 #endif
