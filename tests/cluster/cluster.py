@@ -108,7 +108,7 @@ def kill(pid, seconds=2):
             with open(f"/proc/{pid}/stat") as f:
                 if f.read().rpartition(")")[2].split()[0] in "ZX":
                     return
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # reaped before the open, or before the read
             return
         time.sleep(0.001)
     raise AssertionError(f"process {pid} did not die")
