@@ -40,7 +40,7 @@ typedef enum {
     MR_FRAME_PREFETCH = 23, /* (2) mr_wire_prefetch: rows that will be asked for; never answered */
 
     MR_FRAME_STEP = 32,    /* coordinator -> worker: mr_wire_step */
-    MR_FRAME_SAMPLED = 33, /* worker -> coordinator: mr_wire_sampled, one per sampling sequence */
+    MR_FRAME_SAMPLED = 33, /* worker -> coordinator: mr_wire_sampled, of sampling sequences */
     MR_FRAME_LOGITS = 34,  /* mr_wire_logits: a piece of one position's row */
     MR_FRAME_DONE = 35,    /* mr_wire_done: the step is committed; the last frame of its request */
     MR_FRAME_STAGE = 36,   /* (2) stage -> next stage: a STEP payload; HIDDEN frames follow */
@@ -201,7 +201,8 @@ typedef struct {
     uint32_t choice;          /* which of the n answers: part of the generator's key */
     uint32_t output_position; /* 0 for the first sampled token: the generator's counter */
     uint32_t logprobs;        /* how many alternatives to report, 0..MR_MAX_LOGPROBS */
-    uint32_t reserved;
+    uint32_t drafted;         /* (2) the last so many tokens are guesses, to be verified; 0 in
+                               * version 1, and where nothing is sampled */
 } mr_wire_sequence;
 _Static_assert(sizeof(mr_wire_sequence) == 64, "fixed");
 
@@ -218,7 +219,11 @@ typedef struct {
 } mr_wire_step;
 _Static_assert(sizeof(mr_wire_step) == 16, "fixed");
 
-/* Followed by mr_wire_logprob[top_count]. logprob is the natural logarithm of the softmax over the
+/* Of a sequence with drafted tokens the position before each of them is sampled like the last one,
+ * output_position being that of the first. One SAMPLED each, in order of positions, up to and
+ * including the first whose token is not the drafted one that follows it: what comes behind that
+ * stands on a wrong guess, and the next step writes over it.
+ * Followed by mr_wire_logprob[top_count]. logprob is the natural logarithm of the softmax over the
  * vocabulary at temperature 1, before any filter. */
 typedef struct {
     uint64_t id;

@@ -89,6 +89,8 @@ static mr_status check_sequence(const mr_engine *e, const mr_wire_sequence *s, m
     if (!(s->temperature >= 0 && s->temperature <= 1e6f) || !(s->top_p > 0 && s->top_p <= 1) ||
         !(s->min_p >= 0 && s->min_p <= 1) || s->logprobs > MR_MAX_LOGPROBS)
         return mr_fail(err, MR_ERR_RANGE, "a sampling parameter is out of range");
+    if (s->drafted >= s->token_count)
+        return mr_fail(err, MR_ERR_RANGE, "all %u tokens of a sequence are drafted", s->drafted);
     return MR_OK;
 }
 
@@ -274,45 +276,69 @@ typedef struct {
     uint32_t sequence, token;
 } wanted_row;
 
-static mr_status report_rows(mr_engine *e, const mr_step *step, const wanted_row *rows,
-                             uint32_t count, const mr_step_sink *sink, mr_err *err) {
+typedef struct {
+    const mr_step *step;
+    const mr_step_sink *sink;
+    wanted_row rows[MR_LOGIT_ROWS];
+    uint32_t count;
+    uint32_t refuted; /* the sequence of which a drafted token has proved wrong; UINT32_MAX */
+} reporting;
+
+/* The last position, and those that drafted tokens follow. */
+static bool samples_at(const mr_wire_sequence *s, uint32_t position) {
+    return (s->flags & MR_SEQUENCE_SAMPLE) &&
+           position + 1 + s->drafted >= s->position + s->token_count;
+}
+
+static mr_status sample_row(mr_engine *e, reporting *r, wanted_row row, const float *logits,
+                            mr_err *err) {
+    mr_wire_sequence s = r->step->sequences[row.sequence];
+    const uint32_t end = s.position + s.token_count, next = e->b.position[row.token] + 1;
+    mr_wire_sampled sampled;
+    mr_wire_logprob top[MR_MAX_LOGPROBS];
+    s.output_position += next + s.drafted - end;
+    const mr_status status = mr_sample(e, &s, logits, &sampled, top, err);
+    if (status != MR_OK) return status;
+    if (next < end && r->step->tokens[row.token + 1] != sampled.token) r->refuted = row.sequence;
+    if (r->sink->sampled) r->sink->sampled(r->sink->context, row.sequence, &sampled, top);
+    return MR_OK;
+}
+
+static mr_status report_rows(mr_engine *e, reporting *r, mr_err *err) {
     const uint32_t d = e->config->d_model, columns = e->config->head_rows;
-    for (uint32_t i = 0; i < count; i++)
-        memcpy(e->b.logit_x + (size_t)i * d, e->b.x + (size_t)rows[i].token * d, d * sizeof(float));
-    norm_all(e, e->b.logit_x, e->b.logit_x, e->weights.final_norm, count);
-    mr_engine_gemm(e, e->b.logits, columns, e->b.logit_x, d, count, &e->weights.head);
-    for (uint32_t i = 0; i < count; i++) {
-        const mr_wire_sequence *s = &step->sequences[rows[i].sequence];
+    for (uint32_t i = 0; i < r->count; i++)
+        memcpy(e->b.logit_x + (size_t)i * d, e->b.x + (size_t)r->rows[i].token * d,
+               d * sizeof(float));
+    norm_all(e, e->b.logit_x, e->b.logit_x, e->weights.final_norm, r->count);
+    mr_engine_gemm(e, e->b.logits, columns, e->b.logit_x, d, r->count, &e->weights.head);
+    for (uint32_t i = 0; i < r->count; i++) {
+        const wanted_row row = r->rows[i];
+        const mr_wire_sequence *s = &r->step->sequences[row.sequence];
         const float *logits = e->b.logits + (size_t)i * columns;
-        const uint32_t position = e->b.position[rows[i].token];
-        if ((s->flags & MR_SEQUENCE_LOGITS) && sink->logits)
-            sink->logits(sink->context, rows[i].sequence, position, logits, columns);
-        if (!(s->flags & MR_SEQUENCE_SAMPLE) || position + 1 != s->position + s->token_count)
-            continue;
-        mr_wire_sampled sampled;
-        mr_wire_logprob top[MR_MAX_LOGPROBS];
-        const mr_status status = mr_sample(e, s, logits, &sampled, top, err);
+        const uint32_t position = e->b.position[row.token];
+        if ((s->flags & MR_SEQUENCE_LOGITS) && r->sink->logits)
+            r->sink->logits(r->sink->context, row.sequence, position, logits, columns);
+        if (!samples_at(s, position) || r->refuted == row.sequence) continue;
+        const mr_status status = sample_row(e, r, row, logits, err);
         if (status != MR_OK) return status;
-        if (sink->sampled) sink->sampled(sink->context, rows[i].sequence, &sampled, top);
     }
+    r->count = 0;
     return MR_OK;
 }
 
 static mr_status report(mr_engine *e, const mr_step *step, const mr_step_sink *sink, mr_err *err) {
-    wanted_row rows[MR_LOGIT_ROWS];
-    uint32_t count = 0;
+    reporting r = {.step = step, .sink = sink, .refuted = UINT32_MAX};
     for (uint32_t t = 0; t < step->token_count; t++) {
-        const mr_wire_sequence *s = &step->sequences[e->b.sequence[t]];
-        const bool last = e->b.position[t] + 1 == s->position + s->token_count;
-        if (!(s->flags & MR_SEQUENCE_LOGITS) && !(last && (s->flags & MR_SEQUENCE_SAMPLE)))
-            continue;
-        rows[count++] = (wanted_row){e->b.sequence[t], t};
-        if (count < MR_LOGIT_ROWS) continue;
-        const mr_status status = report_rows(e, step, rows, count, sink, err);
+        const uint32_t sequence = e->b.sequence[t];
+        const mr_wire_sequence *s = &step->sequences[sequence];
+        const bool is_sampled = samples_at(s, e->b.position[t]) && r.refuted != sequence;
+        if (!(s->flags & MR_SEQUENCE_LOGITS) && !is_sampled) continue;
+        r.rows[r.count++] = (wanted_row){sequence, t};
+        if (r.count < MR_LOGIT_ROWS) continue;
+        const mr_status status = report_rows(e, &r, err);
         if (status != MR_OK) return status;
-        count = 0;
     }
-    return count ? report_rows(e, step, rows, count, sink, err) : MR_OK;
+    return r.count ? report_rows(e, &r, err) : MR_OK;
 }
 
 static mr_status run_step(mr_engine *e, const mr_step *step, const mr_step_sink *sink,

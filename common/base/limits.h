@@ -44,6 +44,7 @@ enum {
     MR_MAX_LINKS_PER_SERVER = 1024,
     MR_MAX_STEP_TOKENS = 4096,
     MR_MAX_STEP_SEQUENCES = 512,
+    MR_MAX_DRAFT_TOKENS = 32, /* guessed of one sequence in a step */
     MR_KV_BLOCK_TOKENS = 16,
     MR_MAX_MEMBERS = 4096,            /* processes of a cluster */
     MR_MAX_REPLICAS = 16,             /* of a cell */

@@ -205,7 +205,21 @@ static bool is_fraction(float value) {
     return value >= 0 && value <= 1;
 } /* false for NaN */
 
-static mr_status check_sequence(const mr_wire_sequence *s, uint32_t index, mr_err *err) {
+static mr_status check_drafted(const mr_wire_sequence *s, uint32_t index, uint16_t version,
+                               mr_err *err) {
+    if (s->drafted == 0) return MR_OK;
+    if (version < 2 || !(s->flags & MR_SEQUENCE_SAMPLE))
+        return mr_fail(err, MR_ERR_UNSUPPORTED, "sequence %u of the step has %u drafted tokens %s",
+                       index, s->drafted, version < 2 ? "in version 1" : "and samples nothing");
+    if (s->drafted >= s->token_count || s->drafted > MR_MAX_DRAFT_TOKENS)
+        return mr_fail(err, MR_ERR_RANGE,
+                       "sequence %u of the step has %u drafted tokens of %u; at most %d", index,
+                       s->drafted, s->token_count, MR_MAX_DRAFT_TOKENS);
+    return MR_OK;
+}
+
+static mr_status check_sequence(const mr_wire_sequence *s, uint32_t index, uint16_t version,
+                                mr_err *err) {
     const uint64_t end = (uint64_t)s->position + s->token_count;
     const uint64_t blocks = (end + MR_KV_BLOCK_TOKENS - 1) / MR_KV_BLOCK_TOKENS;
     if (s->token_count == 0 || end > MR_MAX_CONTEXT)
@@ -214,7 +228,7 @@ static mr_status check_sequence(const mr_wire_sequence *s, uint32_t index, mr_er
     if (s->block_count < blocks)
         return mr_fail(err, MR_ERR_RANGE, "sequence %u of the step has %u KV blocks and needs %llu",
                        index, s->block_count, (unsigned long long)blocks);
-    if ((s->flags & ~(uint32_t)(MR_SEQUENCE_SAMPLE | MR_SEQUENCE_LOGITS)) || s->reserved != 0)
+    if (s->flags & ~(uint32_t)(MR_SEQUENCE_SAMPLE | MR_SEQUENCE_LOGITS))
         return mr_fail(err, MR_ERR_UNSUPPORTED, "sequence %u of the step has unknown flags %x",
                        index, s->flags);
     if (!(s->temperature >= 0) || isinf(s->temperature) || !is_fraction(s->top_p) ||
@@ -226,7 +240,7 @@ static mr_status check_sequence(const mr_wire_sequence *s, uint32_t index, mr_er
         return mr_fail(err, MR_ERR_LIMIT,
                        "sequence %u of the step asks for %u logprobs; at most %d", index,
                        s->logprobs, MR_MAX_LOGPROBS);
-    return MR_OK;
+    return check_drafted(s, index, version, err);
 }
 
 mr_status mr_step_check(mr_step_view *out, const mr_frame *frame, mr_err *err) {
@@ -248,7 +262,7 @@ mr_status mr_step_check(mr_step_view *out, const mr_frame *frame, mr_err *err) {
     const mr_wire_sequence *sequences = (const void *)(fixed + 1);
     uint64_t tokens = 0, blocks = 0;
     for (uint32_t i = 0; i < fixed->sequences; i++) {
-        status = check_sequence(&sequences[i], i, err);
+        status = check_sequence(&sequences[i], i, frame->header->version, err);
         if (status != MR_OK) return status;
         tokens += sequences[i].token_count;
         blocks += sequences[i].block_count;

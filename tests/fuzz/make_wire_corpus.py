@@ -45,8 +45,8 @@ def retrieve(mode, layer, counts, rows, cores=0, slots=1, bits=0, gelu=0, slot=b
     return out + pad8(struct.pack(f"<{tokens * x_columns}f", *([0.25] * tokens * x_columns)))
 
 
-def step():
-    sequence = struct.pack("<QIIIIfffIQIIII", 1, 0, 2, 1, 1, 0.7, 0.9, 0.0, 40, 5, 0, 0, 2, 0)
+def step(drafted=0):
+    sequence = struct.pack("<QIIIIfffIQIIII", 1, 0, 2, 1, 1, 0.7, 0.9, 0.0, 40, 5, 0, 0, 2, drafted)
     return struct.pack("<IIII", 1, 2, 1, 0) + sequence + struct.pack("<ii", 5, 6) + struct.pack("<I", 3)
 
 
@@ -95,7 +95,8 @@ def seeds():
     new = {"echo": (ECHO, struct.pack("<II", 64, 0) + b"any bytes", 0), "echoed": (ECHOED, b"12345", 0),
            "topk_ids": (TOPK, topk(1, 2, 4, 0, 0), 0), "topk_pooled": (TOPK, topk(2, 2, 3, 4, 64), 0),
            "chosen": (CHOSEN, bytes(64), 0), "cancel": (CANCEL, b"", 0), "prefetch": (PREFETCH, prefetch(), 0),
-           "stage": (STAGE, step(), 0), "hidden_stream": (HIDDEN, hidden(0, 3, -1), 0),
+           "stage": (STAGE, step(), 0), "stage_drafted": (STAGE, step(drafted=1), 0),
+           "hidden_stream": (HIDDEN, hidden(0, 3, -1), 0),
            "hidden_pending": (HIDDEN, hidden(1, 3, 4), 0)}
     stream = b"".join(frame(kind, payload, status=status) for kind, payload, status in payloads.values())
     yield "stream_bytes", b"\x00\x00" + frame(HELLO, hello()) + frame(PING) + frame(RETRIEVE, pool)

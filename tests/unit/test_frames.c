@@ -354,7 +354,7 @@ static void test_step(void **state) {
     REFUSED(sequences[1].block_count, 0);
     REFUSED(sequences[1].block_count, 0xffffffff);
     REFUSED(sequences[1].flags, 4);
-    REFUSED(sequences[1].reserved, 1);
+    REFUSED(sequences[1].drafted, 1); /* where nothing is sampled */
     REFUSED(sequences[1].temperature, NAN);
     REFUSED(sequences[1].temperature, -1);
     REFUSED(sequences[1].temperature, INFINITY);
@@ -367,6 +367,40 @@ static void test_step(void **state) {
     assert_int_equal(mr_step_bytes(&bytes, 1, 1, 0xffffffff, &err), MR_ERR_LIMIT);
     assert_int_equal(mr_step_bytes(&bytes, 2, 3, 3, &err), MR_OK);
     assert_int_equal(bytes, sizeof(s));
+}
+
+static void test_drafted_tokens(void **state) {
+    (void)state;
+    mr_err err;
+    test_frame f;
+    mr_step_view view;
+    struct {
+        mr_wire_step fixed;
+        mr_wire_sequence sequence;
+        int32_t tokens[MR_MAX_DRAFT_TOKENS + 4];
+        uint32_t blocks[4];
+    } s = {.fixed = {1, MR_MAX_DRAFT_TOKENS + 4, 4, 0},
+           .sequence = {.token_count = MR_MAX_DRAFT_TOKENS + 4,
+                        .block_count = 4,
+                        .flags = MR_SEQUENCE_SAMPLE,
+                        .top_p = 1,
+                        .drafted = MR_MAX_DRAFT_TOKENS}};
+    frame_make(&f, MR_FRAME_STEP, &s, sizeof(s));
+    assert_int_equal(mr_step_check(&view, &f.frame, &err), MR_OK);
+    assert_int_equal(view.sequences[0].drafted, MR_MAX_DRAFT_TOKENS);
+    f.header.version = 1; /* which has no such thing */
+    assert_int_equal(mr_step_check(&view, &f.frame, &err), MR_ERR_UNSUPPORTED);
+    assert_sentence(err, "in version 1");
+    frame_free(&f);
+    const uint32_t bad[] = {MR_MAX_DRAFT_TOKENS + 1, MR_MAX_DRAFT_TOKENS + 4, UINT32_MAX};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        s.sequence.drafted = bad[i];
+        assert_int_equal(check_any(MR_FRAME_STEP, &s, sizeof(s), &err), MR_ERR_RANGE);
+        assert_sentence(err, "drafted tokens");
+    }
+    s.sequence.drafted = 1;
+    s.sequence.flags = MR_SEQUENCE_LOGITS;
+    assert_int_equal(check_any(MR_FRAME_STEP, &s, sizeof(s), &err), MR_ERR_UNSUPPORTED);
 }
 
 static void test_step_answers(void **state) {
@@ -470,6 +504,7 @@ int main(void) {
         cmocka_unit_test(test_hello),
         cmocka_unit_test(test_welcome),
         cmocka_unit_test(test_step),
+        cmocka_unit_test(test_drafted_tokens),
         cmocka_unit_test(test_step_answers),
         cmocka_unit_test(test_frames_of_another_hand),
         cmocka_unit_test(test_random_payloads),

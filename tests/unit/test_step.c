@@ -1,8 +1,9 @@
 /* test_step.c - the engine as a library: steps of many sequences.
  *
  * Goal: what a sequence samples does not depend on who shares its steps, how its prompt was cut, or
- * how many threads there are; bad steps are refused and harm nobody; a warm step allocates nothing.
- * Method: golden models, a memshard over a loop link, and a malloc that counts. */
+ * how many threads there are, nor on guesses verified along with it; bad steps are refused and harm
+ * nobody; a warm step allocates nothing. Method: golden models, a memshard over a loop link, and a
+ * malloc that counts. */
 #include "memshard/serve.h"
 #include "worker/engine.h"
 
@@ -170,6 +171,94 @@ static void test_company_does_not_matter(void **state) {
     }
 }
 
+/* One sequence; every step verifies the true continuation, spoilt from the wrong_at-th on. */
+typedef struct {
+    const sequence *truth;
+    const float *logprob;
+    uint32_t at, got;
+} verifier;
+
+static void on_verified(void *context, uint32_t index, const mr_wire_sampled *s,
+                        const mr_wire_logprob *top) {
+    verifier *v = context;
+    (void)index;
+    const uint32_t at = v->at + v->got++;
+    assert_true(at < LENGTH);
+    assert_int_equal(s->token, v->truth->tokens[at]);
+    assert_true(memcmp(&s->logprob, &v->logprob[at], sizeof(float)) == 0);
+    assert_int_equal(s->top_count, 2);
+    assert_true(top[0].logprob >= top[1].logprob);
+}
+
+typedef struct {
+    sequence q;
+    float logprob[LENGTH];
+} plain_run;
+
+static void on_plain(void *context, uint32_t index, const mr_wire_sampled *s,
+                     const mr_wire_logprob *top) {
+    plain_run *r = context;
+    (void)index, (void)top;
+    r->logprob[r->q.known] = s->logprob;
+    r->q.tokens[r->q.known++] = s->token;
+}
+
+/* Feeds tokens [from, to), the last `drafted` of them guesses. */
+static void run_sequence(cluster *c, const int32_t *tokens, uint32_t from, uint32_t to,
+                         uint32_t drafted, const mr_step_sink *sink, uint32_t prompt_count) {
+    mr_err err = {{0}};
+    const uint32_t blocks[3] = {5, 2, 9};
+    const mr_wire_sequence s = {.id = 8,
+                                .position = from,
+                                .token_count = to - from,
+                                .block_count = 3,
+                                .flags = MR_SEQUENCE_SAMPLE,
+                                .temperature = 0.8f,
+                                .top_p = 0.95f,
+                                .seed = 4,
+                                .output_position = to - drafted - prompt_count,
+                                .logprobs = 2,
+                                .drafted = drafted};
+    const mr_step step = {.sequence_count = 1,
+                          .token_count = to - from,
+                          .block_count = 3,
+                          .sequences = &s,
+                          .tokens = tokens + from,
+                          .blocks = blocks};
+    if (mr_engine_step(c->engine, &step, sink, NULL, &err) != MR_OK) fail_msg("%s", err.text);
+}
+
+static void test_drafted_tokens_change_nothing(void **state) {
+    enum { PROMPT = 9 };
+    (void)state;
+    for (size_t m = 0; m < sizeof(models) / sizeof(models[0]); m++) {
+        cluster c;
+        make(&c, models[m], 2, (mr_grid){1, 2});
+        plain_run plain = {.q = prompt(PROMPT, 5)};
+        const mr_step_sink on_one = {.sampled = on_plain, .context = &plain};
+        run_sequence(&c, plain.q.tokens, 0, PROMPT, 0, &on_one, PROMPT);
+        while (plain.q.known < LENGTH)
+            run_sequence(&c, plain.q.tokens, plain.q.known - 1, plain.q.known, 0, &on_one, PROMPT);
+        for (uint32_t drafted = 1; drafted <= 20; drafted += 3)
+            for (uint32_t right = 0; right <= drafted; right += 1 + drafted / 4) {
+                /* right: of the drafted tokens so many are, then one is not */
+                uint32_t known = PROMPT + 1, fed = PROMPT;
+                while (known + drafted < LENGTH) {
+                    int32_t tokens[LENGTH];
+                    memcpy(tokens, plain.q.tokens, sizeof(tokens));
+                    if (right < drafted) tokens[known + right] = (tokens[known + right] + 1) % 280;
+                    verifier v = {.truth = &plain.q, .logprob = plain.logprob, .at = known};
+                    const mr_step_sink sink = {.sampled = on_verified, .context = &v};
+                    run_sequence(&c, tokens, fed, known + drafted, drafted, &sink, PROMPT);
+                    assert_int_equal(v.got, right < drafted ? right + 1 : drafted + 1);
+                    fed = known + right; /* what stands behind is written over */
+                    known += v.got;
+                }
+            }
+        end(&c);
+    }
+}
+
 static void test_bad_steps_are_refused(void **state) {
     cluster c;
     mr_err err;
@@ -202,6 +291,8 @@ static void test_bad_steps_are_refused(void **state) {
     REFUSED(s.temperature = -1, tokens, block, 2);
     REFUSED(s.temperature = 0.0f / 0.0f, tokens, block, 2);
     REFUSED(s.logprobs = 21, tokens, block, 2);
+    REFUSED(s.drafted = 2, tokens, block, 2);
+    REFUSED(s.drafted = UINT32_MAX, tokens, block, 2);
     REFUSED((void)0, unknown, block, 2);
     REFUSED((void)0, negative, block, 2);
     REFUSED((void)0, tokens, far, 2);
@@ -235,6 +326,7 @@ static void test_a_warm_step_allocates_nothing(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_company_does_not_matter),
+                                       cmocka_unit_test(test_drafted_tokens_change_nothing),
                                        cmocka_unit_test(test_bad_steps_are_refused),
                                        cmocka_unit_test(test_a_warm_step_allocates_nothing)};
     return cmocka_run_group_tests_name("step", tests, NULL, NULL);
