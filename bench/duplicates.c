@@ -79,7 +79,7 @@ static uint32_t find_distinct(bench *b, const uint32_t *row) {
 
 static void packed(bench *b, const uint32_t *row, int32_t *acc) {
     const uint32_t distinct = find_distinct(b, row);
-    const size_t bytes = b->rows.stride * mr_element_bytes(b->rows.element);
+    const size_t bytes = b->rows.stride;
     const uint8_t *from = b->rows.data;
     mr_rows rows = b->rows;
     for (uint32_t i = 0; i < distinct; i++) {
@@ -110,7 +110,7 @@ static void sort_by_row(bench *b, const uint32_t *row) {
 
 static void row_by_row(bench *b, const uint32_t *row, int32_t *acc) {
     static const uint32_t one = 1;
-    const size_t bytes = b->rows.stride * mr_element_bytes(b->rows.element);
+    const size_t bytes = b->rows.stride;
     mr_pool_args args = args_of(b, &b->rows, row);
     sort_by_row(b, row);
     args.tokens = args.entries = 1;
@@ -191,8 +191,8 @@ static int measure(bench *b, double skew, double seconds) {
             if (now > best[way]) best[way] = now;
         }
     printf("%s,%zu,%u,%u,%u,%.1f,%.3f,%.2f,%.2f,%.2f\n", b->ops->name,
-           b->rows.columns * (size_t)mr_element_bytes(b->rows.element), b->tokens, b->per_token,
-           b->slots, skew, duplicates, best[0], best[1], best[2]);
+           b->rows.columns * (size_t)mr_element_bytes(b->rows.storage.element), b->tokens,
+           b->per_token, b->slots, skew, duplicates, best[0], best[1], best[2]);
     return 0;
 }
 
@@ -231,7 +231,7 @@ static void prepare(bench *b, uint64_t table_bytes) {
     b->first_of = room(b->entries, sizeof(*b->first_of));
     b->order = room(b->entries, sizeof(*b->order));
     b->order_room = room(b->entries, sizeof(*b->order));
-    b->packed = room(b->entries, b->rows.stride * 2);
+    b->packed = room(b->entries, b->rows.stride);
     for (int way = 0; way < WAYS; way++) b->acc[way] = room(acc_bytes(b), 1);
     for (uint32_t t = 0; t < b->tokens; t++) b->count[t] = b->per_token;
     for (uint32_t j = 0; j < b->entries; j++) {
@@ -263,9 +263,9 @@ int main(int argc, char **argv) {
     const mr_status status = mr_options_parse(&spec, argc, argv, NULL, &count, &err);
     if (status == MR_ERR_CANCELLED) return 0;
     bench b = {.ops = mr_ops_find(isa),
-               .rows = {.element = MR_BF16,
+               .rows = {.storage = {MR_BF16, 0},
                         .row_count = ((uint64_t)mib << 20) / ((uint64_t)width * 2),
-                        .stride = (size_t)width,
+                        .stride = (size_t)width * 2,
                         .columns = (uint32_t)width},
                .tokens = (uint32_t)tokens,
                .per_token = (uint32_t)k,

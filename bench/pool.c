@@ -118,7 +118,7 @@ static reader reader_of(const mr_ops *ops, manner m) {
 }
 
 static const uint8_t *row_at(const mr_rows *rows, uint32_t id) {
-    const size_t row_bytes = rows->stride * mr_element_bytes(rows->element);
+    const size_t row_bytes = rows->stride;
     return (const uint8_t *)rows->data + (size_t)id * row_bytes;
 }
 
@@ -127,7 +127,7 @@ static void read_rows(lane *self, uint32_t first, uint32_t count) {
     const manner m = self->manner;
     const reader read = reader_of(b->ops, m);
     const uint32_t step = m.grouped ? GROUP : 1;
-    const size_t bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
+    const size_t bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.storage.element);
     for (uint32_t j = first; j + step <= first + count; j += step) {
         const uint8_t *row[GROUP], *next[GROUP];
         for (uint32_t i = 0; i < step; i++) {
@@ -239,7 +239,7 @@ static void fill_table(void *table, const mr_rows *rows) {
     mr_random_normal(values, &random, 0, CHUNK, 0, 1); /* one chunk, repeated: enough for reading */
     for (uint64_t first = 0; first < elements; first += CHUNK) {
         const uint64_t count = elements - first < CHUNK ? elements - first : CHUNK;
-        if (rows->element == MR_F32)
+        if (rows->storage.element == MR_F32)
             memcpy((float *)table + first, values, count * sizeof(float));
         else
             for (uint64_t i = 0; i < count; i++)
@@ -278,7 +278,7 @@ static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table
     double pools[ROUNDS_MAX], plains[ROUNDS_MAX], groups[ROUNDS_MAX], to_plain[ROUNDS_MAX],
         to_group[ROUNDS_MAX];
     const manner pooling = {0};
-    const size_t row_bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.element);
+    const size_t row_bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.storage.element);
     for (uint32_t i = 0; i < threads; i++) open_lane(&lanes[i], b, i);
     const manner plain = tune(lanes, threads, row_bytes, 0);
     const manner group = tune(lanes, threads, row_bytes, 1);
@@ -292,8 +292,8 @@ static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table
     }
     const double pool = median(pools, rounds);
     printf("%s,%s,%u,%zu,%.0f,%s,%u,%u,%u,%u,%.3f,%.3f,%.3f,L%d+%u,%.3f,L%d+%u,%.3f,%.3f\n",
-           b->ops->name, b->rows.element == MR_F32 ? "f32" : "bf16", b->rows.columns, row_bytes,
-           (double)table_bytes / (1 << 20), b->huge ? "huge" : "4k", threads, b->tokens,
+           b->ops->name, b->rows.storage.element == MR_F32 ? "f32" : "bf16", b->rows.columns,
+           row_bytes, (double)table_bytes / (1 << 20), b->huge ? "huge" : "4k", threads, b->tokens,
            b->entries_per_token, b->slots, pool / 1e6, pool * (double)row_bytes / 1e9,
            median(plains, rounds) / 1e6, plain.level, plain.ahead, median(groups, rounds) / 1e6,
            group.level, group.ahead, median(to_plain, rounds), median(to_group, rounds));
@@ -342,11 +342,11 @@ int main(int argc, char **argv) {
                .slots = (uint32_t)slots,
                .seconds = seconds,
                .huge = !small_pages};
-    b.rows = (mr_rows){.element = strcmp(element, "f32") == 0 ? MR_F32 : MR_BF16,
-                       .stride = (size_t)width,
+    b.rows = (mr_rows){.storage = {strcmp(element, "f32") == 0 ? MR_F32 : MR_BF16, 0},
+                       .stride = (size_t)width * (strcmp(element, "f32") == 0 ? 4u : 2u),
                        .columns = (uint32_t)width};
     const uint64_t table_bytes = (uint64_t)mib << 20;
-    b.rows.row_count = table_bytes / ((uint64_t)width * mr_element_bytes(b.rows.element));
+    b.rows.row_count = table_bytes / ((uint64_t)width * mr_element_bytes(b.rows.storage.element));
     void *table =
         mmap(NULL, table_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (table == MAP_FAILED) {

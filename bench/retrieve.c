@@ -139,7 +139,7 @@ static void make_ids(bench *b) {
 static void make_world(bench *b) {
     const settings *s = &b->s;
     b->table = (mr_table_shape){
-        .rows = (uint64_t)s->rows, .width = (uint32_t)s->width, .element = MR_BF16};
+        .rows = (uint64_t)s->rows, .width = (uint32_t)s->width, .storage = {MR_BF16, 0}};
     b->facts = (mr_table_facts){.value_max = 1, .value_rms = 0.5, .accumulator_bits = 32};
     b->layer = (mr_memory_layer){.entries = (uint32_t)s->entries,
                                  .rank = 1,
@@ -150,7 +150,7 @@ static void make_world(bench *b) {
     b->values = shared_rows((uint64_t)s->rows * (uint64_t)s->width);
     if (s->is_gated) {
         b->table.pre_width = (uint32_t)s->width / 2;
-        b->table.pre_element = MR_BF16;
+        b->table.pre_storage = (mr_storage){MR_BF16, 0};
         b->facts.accumulator_bits = 64;
         b->facts.pre_norm_max = sqrt(b->table.pre_width);
         b->layer.gated = b->layer.gelu = true;
@@ -207,7 +207,7 @@ static mr_retrieval_request request_of(const bench *b, uint32_t number) {
                               .gated = b->layer.gated,
                               .gelu = b->layer.gelu,
                               .table = b->layer.table,
-                              .element = b->table.element,
+                              .storage = b->table.storage,
                               .row = b->row[number % VARIANTS],
                               .slot = b->slot,
                               .score = b->score,

@@ -62,9 +62,8 @@ static facts gather(const mr_model *model) {
     for (uint32_t i = 0; i < c->memory_count; i++) {
         const mr_memory_layer *l = mr_model_memory(model, i);
         const mr_table_shape *t = mr_model_table(model, l->table);
-        f.token_rows +=
-            (uint64_t)l->entries * ((uint64_t)t->width * mr_element_bytes(t->element) +
-                                    (uint64_t)t->pre_width * mr_element_bytes(t->pre_element));
+        f.token_rows += (uint64_t)l->entries * (mr_storage_bytes(t->storage, t->width) +
+                                                mr_storage_bytes(t->pre_storage, t->pre_width));
         if (l->shuffled) f.token_shuffle += 4ull * l->entries;
     }
     f.token_kv = 2ull * c->n_layers * c->n_kv_heads * c->head_dim * sizeof(float);
@@ -113,7 +112,8 @@ static void print_architecture(const mr_model *model) {
     for (uint32_t i = 0; i < mr_model_table_count(model); i++) {
         const mr_table_shape *t = mr_model_table(model, i);
         printf("table %-10u %llu rows of %u%s%.0u %s\n", i, (unsigned long long)t->rows, t->width,
-               t->pre_width ? " + " : "", t->pre_width, t->element == MR_F32 ? "f32" : "bf16");
+               t->pre_width ? " + " : "", t->pre_width,
+               mr_storage_name(mr_storage_type_of(t->storage)));
     }
 }
 

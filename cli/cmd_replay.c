@@ -86,7 +86,7 @@ static mr_status fill_request(replay *p, mr_retrieval_request *q, const mr_recor
                                 .gelu = l->gelu,
                                 .two_trips = p->a->two_trips,
                                 .table = l->table,
-                                .element = table->element,
+                                .storage = table->storage,
                                 .row = r->row,
                                 .slot = r->slot ? r->slot : p->no_slot,
                                 .score = p->score,

@@ -21,8 +21,8 @@ void mr_plan_subject_free(mr_plan_subject *s) {
 static void add_tables(mr_plan_subject *s) {
     for (uint32_t i = 0; i < s->table_count; i++) {
         const mr_table_shape *t = &s->tables[i];
-        s->table_bytes += t->rows * ((uint64_t)t->width * mr_element_bytes(t->element) +
-                                     (uint64_t)t->pre_width * mr_element_bytes(t->pre_element));
+        s->table_bytes += t->rows * (mr_storage_bytes(t->storage, t->width) +
+                                     mr_storage_bytes(t->pre_storage, t->pre_width));
     }
 }
 
@@ -183,8 +183,8 @@ mr_plan_traffic mr_plan_pooled(const mr_plan_subject *s, uint32_t layer, uint32_
 mr_plan_traffic mr_plan_gathered(const mr_plan_subject *s, uint32_t layer, uint32_t shards) {
     const mr_memory_layer *l = &s->layers[layer];
     const mr_table_shape *t = &s->tables[l->table];
-    const double row = (double)t->width * mr_element_bytes(t->element) +
-                       (double)t->pre_width * mr_element_bytes(t->pre_element);
+    const double row = (double)mr_storage_bytes(t->storage, t->width) +
+                       (double)mr_storage_bytes(t->pre_storage, t->pre_width);
     return (mr_plan_traffic){.up = 4.0 * l->entries + 4 * groups_touched(shards, l->entries),
                              .down = row * l->entries,
                              .trips = 1,
@@ -235,7 +235,7 @@ static double narrowest(const mr_plan_subject *s, uint32_t columns) {
     double least = INFINITY;
     for (uint32_t i = 0; i < s->table_count; i++) {
         const mr_table_shape *t = &s->tables[i];
-        least = fmin(least, (double)(t->width / columns) * mr_element_bytes(t->element));
+        least = fmin(least, (double)mr_storage_bytes(t->storage, t->width / columns));
     }
     return least;
 }

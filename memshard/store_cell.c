@@ -40,7 +40,7 @@ typedef struct {
     bool is_pre;
     mr_span rows;
     uint32_t width, column_first, columns; /* of a whole row, of the slice */
-    mr_element element;
+    mr_storage storage;
     uint32_t element_bytes;
     uint64_t row_bytes; /* of a whole row */
     size_t stride;      /* elements from row to row as kept */
@@ -55,8 +55,8 @@ static side side_of(const mr_table_shape *t, uint32_t table, const mr_cell_span 
               .width = is_pre ? t->pre_width : t->width,
               .column_first = is_pre ? span->pre_column_first : span->column_first,
               .columns = is_pre ? span->pre_columns : span->columns,
-              .element = is_pre ? t->pre_element : t->element};
-    s.element_bytes = mr_element_bytes(s.element);
+              .storage = is_pre ? t->pre_storage : t->storage};
+    s.element_bytes = mr_element_bytes(s.storage.element);
     s.row_bytes = (uint64_t)s.width * s.element_bytes;
     s.stride = s.columns;
     if (s.columns < s.width && s.stride * s.element_bytes >= ALIGNED_ROW_BYTES) {
@@ -300,10 +300,10 @@ static mr_status open_tiered(const side *s, mr_err *err) {
 static mr_status open_side(const side *s, mr_err *err) {
     mr_rows *rows = s->is_pre ? &s->cell->pre_values : &s->cell->values;
     uint64_t bytes;
-    *rows = (mr_rows){.element = s->element,
+    *rows = (mr_rows){.storage = s->storage,
                       .row_first = s->rows.first,
                       .row_count = s->rows.count,
-                      .stride = s->stride,
+                      .stride = s->stride * s->element_bytes,
                       .columns = s->columns};
     if (!side_bytes(&bytes, s))
         return mr_fail(err, MR_ERR_LIMIT, "table %u is larger than an address can reach", s->table);

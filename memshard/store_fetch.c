@@ -78,7 +78,7 @@ static mr_tier_piece piece_of(const mr_cell *cell, bool pre_values, uint32_t row
     const mr_cell_side *side = &cell->side[pre_values];
     const mr_rows *rows = pre_values ? &cell->pre_values : &cell->values;
     return (mr_tier_piece){.file = side->tier_file,
-                           .bytes = rows->columns * mr_element_bytes(rows->element),
+                           .bytes = rows->columns * mr_element_bytes(rows->storage.element),
                            .first =
                                side->file_first + (row - cell->span.rows.first) * side->row_bytes,
                            .to = to};
@@ -88,7 +88,7 @@ static mr_status fetch_tiered(const mr_cell *cell, bool pre_values, const uint32
                               uint32_t entries, mr_fetch_scratch *scratch, mr_rows *rows_out,
                               const uint32_t **row_out, mr_err *err) {
     layout to = {0};
-    const uint32_t element_bytes = mr_element_bytes(rows_out->element);
+    const uint32_t element_bytes = mr_element_bytes(rows_out->storage.element);
     const size_t slice_bytes = (size_t)rows_out->columns * element_bytes;
     mr_status status = lay_out(&to, scratch, entries, slice_bytes, err);
     if (status != MR_OK) return status;
@@ -105,7 +105,7 @@ static mr_status fetch_tiered(const mr_cell *cell, bool pre_values, const uint32
     rows_out->data = to.rows;
     rows_out->row_first = 0;
     rows_out->row_count = count;
-    rows_out->stride = to.stride_bytes / element_bytes;
+    rows_out->stride = to.stride_bytes;
     *row_out = to.id;
     return MR_OK;
 }

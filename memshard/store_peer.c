@@ -197,8 +197,8 @@ static mr_status copy(const void *context, void *out, size_t stride_bytes, uint3
                  .cell = cell,
                  .pre_values = pre_values,
                  .rows = rows};
-    c.slice_bytes = pre_values ? span.pre_columns * mr_element_bytes(shape->pre_element)
-                               : span.columns * mr_element_bytes(shape->element);
+    c.slice_bytes = pre_values ? span.pre_columns * mr_element_bytes(shape->pre_storage.element)
+                               : span.columns * mr_element_bytes(shape->storage.element);
     const size_t room = MR_MAX_FRAME_BYTES / 2, row_bytes = c.slice_bytes + sizeof(uint32_t);
     c.rows_at_once = room > row_bytes ? (uint32_t)(room / row_bytes) : 1;
     mr_status status = find_layer(&c.layer, &p->source, table, err);

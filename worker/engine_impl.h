@@ -39,6 +39,7 @@ typedef struct {
     uint32_t *block_first;         /* [sequences] into step->blocks */
     float *logits;                 /* [MR_LOGIT_ROWS][head_rows] */
     float *logit_x;                /* [MR_LOGIT_ROWS][d] */
+    uint8_t *prepared;             /* rows of x in the form gemm reads: [T][the largest] */
     uint64_t *select_scratch;      /* [head_rows + 32] */
     uint32_t *candidates;          /* [head_rows] */
     /* moe */

@@ -92,7 +92,7 @@ static mr_status ask(const work *w, uint32_t index, bool is_topk, mr_err *err) {
                                     .gelu = l->gelu,
                                     .two_trips = e->two_trips || e->trace != NULL,
                                     .table = l->table,
-                                    .element = table->element,
+                                    .storage = table->storage,
                                     .row = e->m.row,
                                     .slot = e->m.slot,
                                     .score = e->m.score,

@@ -71,7 +71,7 @@ typedef struct {
     uint32_t accumulator_bits;
     bool gated, gelu, two_trips;
     uint32_t table; /* index of the table, and its storage type: for the row cache */
-    mr_element element;
+    mr_storage storage; /* of the table's rows */
     const uint32_t *row;           /* [tokens][entries] */
     const uint8_t *slot;           /* [tokens][entries]; all 0 where slots is 1 */
     const float *score;            /* [cores][tokens * entries], raw */

@@ -146,7 +146,7 @@ static void pool_hits(mr_retrieval *r, const mr_rowcache_table *t) {
 
 void mr_cache_pool(mr_retrieval *r) {
     mr_rowcache_table *t =
-        mr_rowcache_use(r->cache, r->q.table, r->q.width, r->q.element, r->q.table_rows);
+        mr_rowcache_use(r->cache, r->q.table, r->q.width, r->q.storage, r->q.table_rows);
     r->fetch->wanted_count = 0;
     if (!t || r->grid.width_slices > SLICES_MAX) return;
     const uint32_t hits = find_hits(r, t);
@@ -201,9 +201,9 @@ void mr_cache_fetch(mr_retrieval *r, int64_t now) {
     mr_row_fetch *f = r->fetch;
     if (f->is_active && now > f->until_ns) f->is_active = false;
     if (f->is_active || f->wanted_count == 0 || r->q.gated || r->q.query) return;
-    f->table = mr_rowcache_use(r->cache, r->q.table, r->q.width, r->q.element, r->q.table_rows);
+    f->table = mr_rowcache_use(r->cache, r->q.table, r->q.width, r->q.storage, r->q.table_rows);
     f->width = r->q.width;
-    f->element_bytes = mr_element_bytes(r->q.element);
+    f->element_bytes = mr_element_bytes(r->q.storage.element);
     const uint32_t group = pick_rows(r, f);
     const size_t bytes = (size_t)f->row_count * f->width * f->element_bytes;
     if (bytes == 0) return;

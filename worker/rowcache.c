@@ -18,7 +18,7 @@ static const uint32_t EMPTY = UINT32_MAX;
 
 struct mr_rowcache_table {
     uint32_t width, row_bytes, slots, used, hand;
-    mr_element element;
+    mr_storage storage;
     uint8_t *data;    /* [slots][row_bytes] */
     uint32_t *row;    /* [slots] */
     uint8_t *touched; /* [slots] */
@@ -77,9 +77,9 @@ static uint32_t power_above(uint64_t count) {
 
 /* A row costs its bytes, its place in the index (two of 4 bytes: half full), its name and marks,
  * and the sketch (four bytes for each of the four rows of counters). */
-static mr_rowcache_table *make_table(uint64_t bytes, uint32_t width, mr_element element,
+static mr_rowcache_table *make_table(uint64_t bytes, uint32_t width, mr_storage format,
                                      uint64_t table_rows) {
-    const uint64_t row_bytes = (uint64_t)width * mr_element_bytes(element);
+    const uint64_t row_bytes = (uint64_t)width * mr_element_bytes(format.element);
     uint64_t slots = bytes / (row_bytes + 5 + 16 + 16);
     if (slots > table_rows) slots = table_rows;
     if (slots > 1u << 28) slots = 1u << 28;
@@ -106,7 +106,7 @@ static mr_rowcache_table *make_table(uint64_t bytes, uint32_t width, mr_element 
     }
     memset(index, 0xff, (t->index_mask + 1ull) * sizeof(uint32_t));
     t->width = width;
-    t->element = element;
+    t->storage = format;
     t->row_bytes = (uint32_t)row_bytes;
     t->slots = (uint32_t)slots;
     t->age_at = slots * AGE_FACTOR;
@@ -114,10 +114,10 @@ static mr_rowcache_table *make_table(uint64_t bytes, uint32_t width, mr_element 
 }
 
 mr_rowcache_table *mr_rowcache_use(mr_rowcache *cache, uint32_t table, uint32_t width,
-                                   mr_element element, uint64_t table_rows) {
+                                   mr_storage format, uint64_t table_rows) {
     if (!cache || table >= cache->table_count || cache->is_refused[table]) return NULL;
     if (!cache->tables[table]) {
-        cache->tables[table] = make_table(cache->share_bytes, width, element, table_rows);
+        cache->tables[table] = make_table(cache->share_bytes, width, format, table_rows);
         cache->is_refused[table] = cache->tables[table] == NULL;
     }
     return cache->tables[table];
@@ -216,10 +216,10 @@ void mr_rowcache_put(mr_rowcache_table *t, uint32_t row, const void *data) {
 
 mr_rows mr_rowcache_rows(const mr_rowcache_table *t) {
     return (mr_rows){.data = t->data,
-                     .element = t->element,
+                     .storage = t->storage,
                      .row_first = 0,
                      .row_count = t->slots,
-                     .stride = t->width,
+                     .stride = t->row_bytes,
                      .columns = t->width};
 }
 

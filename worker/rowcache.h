@@ -23,7 +23,7 @@ void mr_rowcache_close(mr_rowcache *cache); /* NULL is fine */
 
 /* NULL: the share does not hold enough rows of this size to be of use, or memory is gone. */
 mr_rowcache_table *mr_rowcache_use(mr_rowcache *cache, uint32_t table, uint32_t width,
-                                   mr_element element, uint64_t table_rows);
+                                   mr_storage format, uint64_t table_rows);
 
 /* Counts one use of row. The slot it lies in, or UINT32_MAX. */
 uint32_t mr_rowcache_find(mr_rowcache_table *t, uint32_t row);

@@ -15,7 +15,7 @@ typedef struct {
     mr_engine *e;
     const float *x;
     float *y;
-    size_t x_stride, y_stride;
+    size_t x_stride, y_stride, prepared_bytes;
     const mr_packed *w;
     uint32_t m;
 } product;
@@ -23,7 +23,15 @@ typedef struct {
 static void run_product(void *context, uint32_t member, uint32_t first, uint32_t count) {
     const product *p = context;
     (void)member;
-    p->e->ops->gemm(p->y, p->y_stride, p->x, p->x_stride, p->m, p->w, first, count);
+    p->e->ops->gemm(p->y, p->y_stride, p->x, p->x_stride, p->e->b.prepared, p->m, p->w, first,
+                    count);
+}
+
+static void prepare_rows(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const product *p = context;
+    (void)member;
+    p->e->ops->prepare(p->e->b.prepared + first * p->prepared_bytes, p->x + first * p->x_stride,
+                       p->x_stride, count, p->w);
 }
 
 enum { WORK_TO_SHARE = 1 << 16 }; /* a few microseconds */
@@ -37,7 +45,8 @@ void mr_engine_run(mr_engine *e, mr_team_task task, void *context, uint32_t item
 
 void mr_engine_gemm(mr_engine *e, float *y, size_t y_stride, const float *x, size_t x_stride,
                     uint32_t m, const mr_packed *w) {
-    product p = {e, x, y, x_stride, y_stride, w, m};
+    product p = {e, x, y, x_stride, y_stride, e->ops->prepared_bytes(w), w, m};
+    if (p.prepared_bytes) mr_engine_run(e, prepare_rows, &p, m, 4ull * m * w->k);
     mr_engine_run(e, run_product, &p, (w->n + MR_PANEL - 1) / MR_PANEL, (uint64_t)m * w->n * w->k);
 }
 

@@ -125,10 +125,10 @@ static mr_status set_table(mr_geometry *g, uint32_t index, const mr_tensor *valu
                           .width = (uint32_t)values->shape[1],
                           .pre_width = pre ? (uint32_t)pre->shape[1] : 0};
     TRY(check_type(values, FLOATS, err));
-    mr_dtype_element(&t->element, values->dtype);
+    mr_dtype_element(&t->storage.element, values->dtype);
     if (pre) {
         TRY(check_type(pre, FLOATS, err));
-        mr_dtype_element(&t->pre_element, pre->dtype);
+        mr_dtype_element(&t->pre_storage.element, pre->dtype);
     }
     if (index >= g->table_count) g->table_count = index + 1;
     return MR_OK;

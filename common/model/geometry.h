@@ -12,7 +12,7 @@ typedef struct {
     const mr_config *config;
     mr_table_shape *tables; /* [memory_count] room */
     uint32_t table_count;
-    mr_memory_layer *layers; /* [memory_count] room */
+    mr_memory_layer *layers;                                   /* [memory_count] room */
     void (*mark)(void *mark_context, const mr_tensor *tensor); /* each one that was asked for */
     void *mark_context;
 } mr_geometry;

@@ -28,7 +28,7 @@ typedef struct {
     const mr_tensor *pre_values; /* [rows][pre_width], or NULL */
     uint64_t rows;               /* < 2^32 */
     uint32_t width, pre_width;
-    mr_element element, pre_element; /* storage types of values and pre-values */
+    mr_storage storage, pre_storage; /* how values and pre-values are stored */
 } mr_table_shape;
 
 /* One memory layer, in map order: all that follows from config and tensors.

@@ -7,24 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-uint64_t mr_packed_bytes(mr_element element, uint64_t n, uint64_t k) {
-    return (n + MR_PANEL - 1) / MR_PANEL * MR_PANEL * k * mr_element_bytes(element);
-}
-
 static mr_status alloc_packed(mr_packed *out, mr_element element, uint32_t n, uint32_t k,
                               const char *what, mr_err *err) {
     void *data;
     *out = (mr_packed){0};
     const mr_status status =
-        mr_try_alloc(&data, (size_t)mr_packed_bytes(element, n, k), 1, what, err);
-    if (status == MR_OK) *out = (mr_packed){data, element, n, k};
-    return status;
-}
-
-static void put(mr_packed *p, uint32_t n, uint32_t k, const void *element) {
-    const size_t size = mr_element_bytes(p->element);
-    const size_t at = ((size_t)(n / MR_PANEL) * p->k + k) * MR_PANEL + n % MR_PANEL;
-    memcpy((uint8_t *)(uintptr_t)p->data + at * size, element, size);
+        mr_try_alloc(&data, (size_t)mr_packed_data_bytes(element, n, k), 1, what, err);
+    if (status != MR_OK) return status;
+    *out = (mr_packed){.data = data, .element = element, .n = n, .k = k};
+    mr_packed_clear(out);
+    return MR_OK;
 }
 
 mr_status mr_pack_rows(mr_packed *out, const mr_model *model, const char *name, uint64_t row_first,
@@ -41,8 +33,7 @@ mr_status mr_pack_rows(mr_packed *out, const mr_model *model, const char *name, 
     status = alloc_packed(out, element, n, k, name, err);
     if (status == MR_OK)
         for (uint32_t row = 0; row < n; row++)
-            for (uint32_t i = 0; i < k; i++)
-                put(out, row, i, map.data + row * row_bytes + i * size);
+            mr_packed_put_row(out, row, map.data + row * row_bytes, (mr_storage){element, 0});
     mr_mapping_close(&map);
     return status;
 }
@@ -61,7 +52,8 @@ mr_status mr_pack_transposed(mr_packed *out, const mr_model *model, const char *
     status = alloc_packed(out, element, n, k, name, err);
     if (status == MR_OK)
         for (uint32_t i = 0; i < k; i++)
-            for (uint32_t c = 0; c < n; c++) put(out, c, i, map.data + i * row_bytes + c * size);
+            for (uint32_t c = 0; c < n; c++)
+                mr_packed_put(out, c, i, map.data + i * row_bytes + c * size);
     mr_mapping_close(&map);
     return status;
 }
@@ -73,7 +65,7 @@ mr_status mr_pack_floats(mr_packed *out, uint32_t n, uint32_t k, mr_pack_source 
     for (uint32_t row = 0; row < n; row++)
         for (uint32_t i = 0; i < k; i++) {
             const float value = source(context, row, i);
-            put(out, row, i, &value);
+            mr_packed_put(out, row, i, &value);
         }
     return MR_OK;
 }

@@ -3,7 +3,7 @@
 #ifndef MR_MODEL_PACK_H
 #define MR_MODEL_PACK_H
 #include "common/model/model.h"
-#include "common/ops/ops.h"
+#include "common/ops/packed.h"
 
 /* Rows [row_first, row_first + n) of a tensor [rows][k] as a matrix of n outputs. Freed with
  * mr_packed_free. Missing tensors were refused when the model was opened: asserts. */
@@ -17,10 +17,6 @@ typedef float (*mr_pack_source)(const void *context, uint32_t n, uint32_t k);
 mr_status mr_pack_floats(mr_packed *out, uint32_t n, uint32_t k, mr_pack_source source,
                          const void *context, const char *what, mr_err *err);
 void mr_packed_free(mr_packed *packed);
-uint64_t mr_packed_bytes(mr_element element, uint64_t n, uint64_t k);
-static inline uint32_t mr_packed_panels(const mr_packed *p) {
-    return (p->n + MR_PANEL - 1) / MR_PANEL;
-}
 
 /* All elements of a tensor as fp32. */
 mr_status mr_load_floats(float **out, const mr_model *model, const char *name, mr_err *err);

@@ -172,7 +172,8 @@ void mr_product_keys_plan(uint64_t *key_bytes, uint64_t *index_bytes, const mr_m
                           uint32_t layer) {
     const mr_memory_layer *l = mr_model_memory(model, layer);
     const mr_tensor *shuffle = mr_model_find(model, MEM("shuffle_index"));
-    const uint64_t side = mr_packed_bytes(MR_F32, (uint64_t)l->keys_per_side * l->rank, l->key_dim);
+    const uint64_t side =
+        mr_packed_data_bytes(MR_F32, (uint64_t)l->keys_per_side * l->rank, l->key_dim);
     *key_bytes = 2ull * l->heads * side +
                  sizeof(float) * l->heads * l->rank * (l->rank * (uint64_t)l->cores + 2);
     *index_bytes = shuffle ? shuffle->shape[0] * sizeof(uint32_t) : 0;
@@ -210,7 +211,7 @@ static void score_panels(void *argument, uint32_t member, uint32_t first, uint32
         const float *query = s->query + (size_t)s->token_first * parts * kdim +
                              (group_of(s->keys, s->head) * 2ull + side) * kdim;
         s->ops->gemm(s->key_score + (size_t)side * keys->n, 2ull * keys->n, query,
-                     (size_t)parts * kdim, tile_tokens(s), &keys[side], from, to - from);
+                     (size_t)parts * kdim, NULL, tile_tokens(s), &keys[side], from, to - from);
     }
 }
 

@@ -2,10 +2,10 @@
  *
  * Every backend gives the same bits for the retrieval kernels (pool, gate_dot) and for select: they
  * work on integers and comparisons. The dense kernels keep one order over K whatever the batch:
- * y[m][n] is one chain of fused multiply-adds k = 0, 1, .., K-1, so M = 1 and M = 512 agree, and
- * since a fused multiply-add is exact before its one rounding all backends agree here too. Threads:
- * all kernels only read their inputs and write what the caller owns; splitting over rows or columns
- * of the output is the caller's business (team.h). */
+ * y[m][n] is one chain over k = 0, 1, .., K-1 (mr_packed says which), so M = 1 and M = 512 agree,
+ * and since every operation of it is rounded once and alike all backends of one numeric class agree
+ * here too. Threads: all kernels only read their inputs and write what the caller owns; splitting
+ * over rows or columns of the output is the caller's business (team.h). */
 #ifndef MR_OPS_OPS_H
 #define MR_OPS_OPS_H
 #include "common/ops/element.h"
@@ -14,13 +14,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Rows of a table slice in memory. */
+/* Rows of a table slice in memory. A slice of a format with MR_WHOLE_ROW is a row of its own: the
+ * scale, then the slice's codes. One of a format with smaller blocks holds every block it has a
+ * part in, whole; `skip` columns of the first one are not its own. */
 typedef struct {
-    const void *data; /* first element of row row_first */
-    mr_element element;
+    const void *data; /* row row_first */
+    mr_storage storage;
     uint64_t row_first, row_count;
-    size_t stride;    /* elements from one row to the next */
+    size_t stride;    /* bytes from one row to the next */
     uint32_t columns; /* elements of a row that belong to the slice */
+    uint32_t skip;
 } mr_rows;
 
 /* Pool a slice of table rows in fixed point, entries in token order (CSR):
@@ -55,12 +58,30 @@ typedef struct {
 
 enum { MR_PANEL = 32 }; /* output columns of a packed weight panel */
 
-/* Weights packed for gemm: panels of MR_PANEL output columns, [panels][K][MR_PANEL], zero padded.
- */
+/* Weights [n][k] packed for gemm in panels of MR_PANEL outputs c, zero padded to whole panels; K is
+ * padded with zeros to pairs (bf16) or to 32 (int8, int4). In a panel:
+ *
+ *   f32, f16   [K][c]
+ *   bf16       [K / 2][c][2]
+ *   f8         [K][c]
+ *   int8       [K / 4][c][4]        as code + 128
+ *   int4       [K / 32][4][c][4]    byte j of quad q: low bits k = 4q + j, high bits k = 16 + 4q +
+ * j of the 32, as code + 8
+ *
+ * What y is, x being fp32 and all operations fp32 rounded to nearest even:
+ *   f32, bf16, f16   sum = fma(x[k], w[k], sum) over k
+ *   f8, a scale for 128      in each 128 of K a chain like that one from 0, then
+ *                            y = fma(chain, scale, y) in order; a scale a row: y = chain * scale
+ *   int8, int4       x is cut in blocks of 32 of K: d = max |x| / 127, code = rn(x * (1 / d)); dot
+ * is the exact integer sum; scales for 32: y = fma(dot, d * scale, y) in order; a scale a row: y =
+ * fma(dot, d, y) in order, times the scale at the end. */
 typedef struct {
-    const void *data; /* 64-byte aligned */
+    const void *data;   /* 64-byte aligned */
+    const void *scales; /* [panels][blocks of K][MR_PANEL], f16 where block is MR_QUANT_BLOCK, else
+                           f32; NULL where block is 0 */
     mr_element element;
     uint32_t n, k;
+    uint32_t block; /* inputs that share a scale: as in mr_storage */
 } mr_packed;
 
 typedef struct {
@@ -69,10 +90,16 @@ typedef struct {
                    const mr_pool_args *a); /* acc [tokens][slots][columns], added to */
     void (*pool64)(int64_t *acc, const mr_pool_args *a);
     void (*gate_dot)(int64_t *dot, const mr_gate_args *a);
+    /* Bytes that prepare writes for one row of x, a multiple of 64; 0: gemm reads x itself. */
+    size_t (*prepared_bytes)(const mr_packed *w);
+    /* Rows of x in the form that gemm reads for such weights: out [m][prepared_bytes]. A row's form
+     * depends on the row only, and on nothing of w but its type and k. */
+    void (*prepare)(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w);
     /* y[m][y_stride] = x[m][x_stride] . w^T for panels [panel_first, panel_first + panel_count);
-     * columns of y beyond w->n are not written. */
-    void (*gemm)(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
-                 const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
+     * columns of y beyond w->n are not written. prepared: of these m rows; unused where
+     * prepared_bytes is 0. */
+    void (*gemm)(float *y, size_t y_stride, const float *x, size_t x_stride, const void *prepared,
+                 uint32_t m, const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
     /* The k best of score[0..n): descending, ties to the lower index; -0 equals +0.
      * out_index[k]; n >= k >= 1. false if a score is NaN. scratch: k + 32 uint64. */
     bool (*select)(uint32_t *out_index, const float *score, uint32_t n, uint32_t k,

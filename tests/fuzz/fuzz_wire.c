@@ -37,9 +37,12 @@ static mr_status map_memory(const void *context, mr_mapping *out, uint32_t table
     return MR_OK;
 }
 
-static const mr_table_shape plain_table = {.rows = ROWS, .width = WIDTH, .element = MR_F32};
-static const mr_table_shape gated_table = {
-    .rows = ROWS, .width = WIDTH, .pre_width = PRE, .element = MR_F32, .pre_element = MR_F32};
+static const mr_table_shape plain_table = {.rows = ROWS, .width = WIDTH, .storage = {MR_F32, 0}};
+static const mr_table_shape gated_table = {.rows = ROWS,
+                                           .width = WIDTH,
+                                           .pre_width = PRE,
+                                           .storage = {MR_F32, 0},
+                                           .pre_storage = {MR_F32, 0}};
 static const mr_table_facts facts[2] = {
     {.value_max = 1, .value_rms = 1, .accumulator_bits = 32},
     {.value_max = 1, .value_rms = 1, .pre_norm_max = 2, .accumulator_bits = 64}};

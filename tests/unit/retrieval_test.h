@@ -104,7 +104,7 @@ static inline void test_ask_make(test_ask *a, uint32_t layer, bool two_trips, ui
                                         .gelu = l->gelu,
                                         .two_trips = two_trips,
                                         .table = l->table,
-                                        .element = t->element,
+                                        .storage = t->storage,
                                         .row = a->row,
                                         .slot = a->slot,
                                         .score = a->score,
@@ -150,12 +150,13 @@ static inline int make_world(void **state) {
         world.values1[i] = mr_f32_to_bf16(test_in_range(&seed));
     for (int i = 0; i < TEST_ROWS * TEST_PRE; i++)
         world.pre1[i] = mr_f32_to_bf16(test_in_range(&seed));
-    world.tables[0] = (mr_table_shape){.rows = TEST_ROWS, .width = TEST_WIDTH, .element = MR_F32};
+    world.tables[0] =
+        (mr_table_shape){.rows = TEST_ROWS, .width = TEST_WIDTH, .storage = {MR_F32, 0}};
     world.tables[1] = (mr_table_shape){.rows = TEST_ROWS,
                                        .width = TEST_WIDTH2,
                                        .pre_width = TEST_PRE,
-                                       .element = MR_BF16,
-                                       .pre_element = MR_BF16};
+                                       .storage = {MR_BF16, 0},
+                                       .pre_storage = {MR_BF16, 0}};
     world.facts[0] = (mr_table_facts){.value_max = 1, .value_rms = 0.5, .accumulator_bits = 32};
     world.facts[1] = (mr_table_facts){
         .value_max = 1, .value_rms = 0.5, .pre_norm_max = sqrt(TEST_PRE), .accumulator_bits = 64};

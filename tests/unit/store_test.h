@@ -115,8 +115,8 @@ static inline file_table *file_table_open(void) {
     f->table = (mr_table_shape){.rows = FILE_ROWS,
                                 .width = FILE_WIDTH,
                                 .pre_width = FILE_PRE,
-                                .element = MR_F32,
-                                .pre_element = MR_BF16};
+                                .storage = {MR_F32, 0},
+                                .pre_storage = {MR_BF16, 0}};
     f->facts = (mr_table_facts){
         .value_max = 1, .value_rms = 0.6, .pre_norm_max = 4, .accumulator_bits = 64};
     f->list[0] = &f->table;
@@ -168,8 +168,7 @@ static inline void expect_fetched(const file_table *f, const mr_cell *cell, bool
     assert_int_equal(rows.columns, pre ? cell->span.pre_columns : cell->span.columns);
     for (uint32_t j = 0; j < entries; j++) {
         assert_true(ids[j] - rows.row_first < rows.row_count);
-        assert_memory_equal((const uint8_t *)rows.data +
-                                (ids[j] - rows.row_first) * rows.stride * element,
+        assert_memory_equal((const uint8_t *)rows.data + (ids[j] - rows.row_first) * rows.stride,
                             file_table_row(f, &cell->span, pre, row[j]), rows.columns * element);
     }
     assert_int_equal(mr_held_check(cell->held, &err), MR_OK);

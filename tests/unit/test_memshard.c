@@ -65,12 +65,12 @@ static int make_world(void **state) {
     for (int i = 0; i < ROWS * WIDTH; i++) w.values0[i] = in_range(&seed);
     for (int i = 0; i < ROWS * WIDTH2; i++) w.values1[i] = mr_f32_to_bf16(in_range(&seed));
     for (int i = 0; i < ROWS * PRE; i++) w.pre1[i] = mr_f32_to_bf16(in_range(&seed));
-    w.tables[0] = (mr_table_shape){.rows = ROWS, .width = WIDTH, .element = MR_F32};
+    w.tables[0] = (mr_table_shape){.rows = ROWS, .width = WIDTH, .storage = {MR_F32, 0}};
     w.tables[1] = (mr_table_shape){.rows = ROWS,
                                    .width = WIDTH2,
                                    .pre_width = PRE,
-                                   .element = MR_BF16,
-                                   .pre_element = MR_BF16};
+                                   .storage = {MR_BF16, 0},
+                                   .pre_storage = {MR_BF16, 0}};
     w.facts[0] = (mr_table_facts){.value_max = 1, .value_rms = 0.5, .accumulator_bits = 32};
     w.facts[1] = (mr_table_facts){
         .value_max = 1, .value_rms = 0.5, .pre_norm_max = sqrt(PRE), .accumulator_bits = 64};
@@ -238,7 +238,7 @@ static mr_frame ask(mr_link *link, const question *q) {
     free(payload);
     const mr_table_shape *table = &w.tables[w.layers[q->fixed.layer].table];
     assert_int_equal(mr_retrieve_answer_bytes(&bytes, &q->fixed, q->span.columns,
-                                              mr_element_bytes(table->element), &err),
+                                              mr_element_bytes(table->storage.element), &err),
                      MR_OK);
     if (mr_answer_check(&frame, mr_retrieve_answer_type(&q->fixed), bytes, &err) != MR_OK)
         fail_msg("layer %u cell %u: %s", q->fixed.layer, q->fixed.cell, err.text);
@@ -278,7 +278,7 @@ static void check_layer(mr_link **links, uint32_t shards, mr_grid grid, uint32_t
         for (uint32_t i = 0; mode == MR_RETRIEVE_GATHER && i < q.fixed.entries; i++)
             for (uint32_t c = 0; c < q.span.columns; c++)
                 assert_true(
-                    mr_element_at(frame.payload, table->element, i * q.span.columns + c) ==
+                    mr_element_at(frame.payload, table->storage.element, i * q.span.columns + c) ==
                     value_at(w.layers[layer].table, w.row[q.source[i]], q.span.column_first + c));
     }
     if (mode == MR_RETRIEVE_DOT)

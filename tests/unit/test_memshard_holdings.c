@@ -163,7 +163,7 @@ static mr_frame receive(mr_link *link) {
 static bool rows_match(const mr_frame *frame, int model, mr_grid grid, const gather *g) {
     const mr_table_shape *table = table_of(model);
     const mr_cell_span span = mr_cell_span_of(table, grid, g->fixed.cell);
-    const size_t element = mr_element_bytes(table->element), bytes = span.columns * element;
+    const size_t element = mr_element_bytes(table->storage.element), bytes = span.columns * element;
     if (frame->header->type != MR_FRAME_ROWS || frame->header->payload_bytes < ROWS_ASKED * bytes)
         return false;
     for (uint32_t i = 0; i < ROWS_ASKED; i++)
@@ -264,7 +264,7 @@ static void test_cells_come_and_go(void **state) {
 
 static mr_status open_huge(void *context, mr_table_source *out, const mr_load_order *order,
                            mr_progress progress, void *progress_context, mr_err *err) {
-    static mr_table_shape table = {.rows = 1u << 31, .width = 1 << 16, .element = MR_F32};
+    static mr_table_shape table = {.rows = 1u << 31, .width = 1 << 16, .storage = {MR_F32, 0}};
     static const mr_table_shape *tables[] = {&table};
     static const mr_store_source source = {.tables = tables, .table_count = 1};
     (void)context, (void)progress, (void)progress_context, (void)err;

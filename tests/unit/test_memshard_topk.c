@@ -54,7 +54,7 @@ static void on_memory(void *context, const mr_memory_trace *t) {
 
 static float *times(const mr_packed *matrix, const float *x, uint32_t tokens) {
     float *y = malloc(((size_t)tokens * matrix->n + 1) * sizeof(float));
-    mr_ops_ref.gemm(y, matrix->n, x, matrix->k, tokens, matrix, 0, mr_packed_panels(matrix));
+    mr_ops_ref.gemm(y, matrix->n, x, matrix->k, NULL, tokens, matrix, 0, mr_packed_panels(matrix));
     return y;
 }
 

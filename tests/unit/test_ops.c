@@ -8,6 +8,7 @@
 #include "common/ops/dense.h"
 #include "common/ops/gate.h"
 #include "common/ops/math.h"
+#include "common/ops/packed.h"
 #include "common/ops/philox.h"
 
 #include <setjmp.h>
@@ -53,7 +54,12 @@ static table make_table(mr_element element, uint32_t rows, uint32_t columns, int
         memcpy(t.data + (size_t)odd + i * mr_element_bytes(element), from,
                mr_element_bytes(element));
     }
-    t.rows = (mr_rows){t.data + odd, element, 100, rows, stride, columns};
+    t.rows = (mr_rows){.data = t.data + odd,
+                       .storage = {element, 0},
+                       .row_first = 100,
+                       .row_count = rows,
+                       .stride = stride * mr_element_bytes(element),
+                       .columns = columns};
     return t;
 }
 
@@ -135,39 +141,78 @@ static void test_gate_dot(void **unused) {
         }
 }
 
-/* Also: a row of y is the same for every M, and equals a double sum to fp32 accuracy. */
-static void check_gemm(mr_element element, uint32_t m, uint32_t n, uint32_t k) {
-    const uint32_t panels = (n + MR_PANEL - 1) / MR_PANEL;
-    const size_t elements = (size_t)panels * MR_PANEL * k;
-    void *data = aligned_alloc(64, (elements * mr_element_bytes(element) + 63) / 64 * 64);
-    float *x = malloc((size_t)m * (k + 1) * sizeof(float));
-    const size_t stride = n + 5;
-    float *want = calloc(m * stride, sizeof(float)), *got = calloc(m * stride, sizeof(float));
-    for (size_t i = 0; i < elements; i++) {
-        const float value = next_float();
-        const uint16_t half = mr_f32_to_bf16(value);
-        memcpy((uint8_t *)data + i * mr_element_bytes(element),
-               element == MR_F32 ? (const void *)&value : (const void *)&half,
-               mr_element_bytes(element));
+typedef struct {
+    mr_packed w;
+    uint8_t *rows; /* the same weights, row by row */
+    size_t row_bytes;
+} matrix;
+
+static matrix make_matrix(mr_storage storage, uint32_t n, uint32_t k) {
+    matrix made = {.w = {.element = storage.element, .block = storage.block, .n = n, .k = k},
+                   .row_bytes = (size_t)mr_storage_bytes(storage, k)};
+    float *x = malloc(k * sizeof(float)), tiles[16];
+    made.w.data = aligned_alloc(64, (mr_packed_data_bytes(storage.element, n, k) + 63) / 64 * 64);
+    made.w.scales = calloc(1, mr_packed_scale_bytes(storage.block, n, k) + 1);
+    made.rows = malloc(n * made.row_bytes);
+    mr_packed_clear(&made.w);
+    for (int i = 0; i < 16; i++) tiles[i] = 0.004f + 0.001f * (float)i;
+    for (uint32_t row = 0; row < n; row++) {
+        for (uint32_t i = 0; i < k; i++) x[i] = next_float();
+        uint8_t *to = made.rows + row * made.row_bytes;
+        mr_storage_encode(to, x, storage, k, storage.block == MR_TILE_BLOCK ? tiles : NULL);
+        mr_packed_put_row(&made.w, row, to, storage);
     }
+    free(x);
+    return made;
+}
+
+static void free_matrix(matrix *made) {
+    free((void *)(uintptr_t)made->w.data);
+    free((void *)(uintptr_t)made->w.scales);
+    free(made->rows);
+}
+
+/* Also: a row of y is the same for every M, and equals a double sum over the stored numbers: to
+ * fp32 accuracy where x stays fp32, to half a step of x's codes (1/254 of the largest of 32) where
+ * it does not. */
+static void check_gemm(mr_storage storage, uint32_t m, uint32_t n, uint32_t k) {
+    matrix made = make_matrix(storage, n, k);
+    const mr_packed w = made.w;
+    const uint32_t panels = mr_packed_panels(&w);
+    const size_t stride = n + 5, prepared_bytes = mr_ops_ref.prepared_bytes(&w);
+    float *x = malloc((size_t)m * (k + 1) * sizeof(float));
+    float *want = calloc(m * stride, sizeof(float)), *got = calloc(m * stride, sizeof(float));
+    uint8_t *prepared = malloc(m * prepared_bytes + 1);
     for (size_t i = 0; i < (size_t)m * (k + 1); i++) x[i] = next_float();
-    const mr_packed w = {data, element, n, k};
-    mr_ops_ref.gemm(want, stride, x, k + 1, m, &w, 0, panels);
+    mr_ops_ref.prepare(prepared, x, k + 1, m, &w);
+    mr_ops_ref.gemm(want, stride, x, k + 1, prepared, m, &w, 0, panels);
     for (int b = 0; b < 2; b++) {
         if (!backend(b)) continue;
+        const mr_ops *ops = backend(b);
+        assert_int_equal(ops->prepared_bytes(&w), prepared_bytes);
         memset(got, 0, m * stride * sizeof(float));
-        backend(b)->gemm(got, stride, x, k + 1, m, &w, 0, panels);
+        ops->prepare(prepared, x, k + 1, m, &w);
+        ops->gemm(got, stride, x, k + 1, prepared, m, &w, 0, panels);
         assert_memory_equal(want, got, m * stride * sizeof(float));
         for (uint32_t row = 0; row < m; row++) /* one row alone: the same chain */
-            backend(b)->gemm(got + row * stride, stride, x + row * (k + 1), k + 1, 1, &w, 0,
-                             panels);
+            ops->gemm(got + row * stride, stride, x + row * (k + 1), k + 1,
+                      prepared + row * prepared_bytes, 1, &w, 0, panels);
         assert_memory_equal(want, got, m * stride * sizeof(float));
     }
-    double sum = 0;
-    for (uint32_t i = 0; i < k; i++)
-        sum += (double)x[i] * (double)mr_element_at(data, element, (uint64_t)i * MR_PANEL);
-    assert_true(fabs(sum - (double)want[0]) < 1e-5 * sqrt(k + 1.0));
-    free(data);
+    float *row = malloc(k * sizeof(float));
+    for (uint32_t column = 0; column < n; column++) {
+        double sum = 0, slack = 1e-5 * sqrt(k + 1.0);
+        mr_storage_decode(row, made.rows + column * made.row_bytes, storage, k, 0, k);
+        for (uint32_t i = 0; i < k; i++) {
+            assert_true(row[i] == mr_packed_at(&w, column, i));
+            sum += (double)x[i] * (double)row[i];
+            if (prepared_bytes) slack += fabs((double)row[i]) / 253;
+        }
+        assert_true(fabs(sum - (double)want[column]) < slack);
+    }
+    free(row);
+    free(prepared);
+    free_matrix(&made);
     free(x);
     free(want);
     free(got);
@@ -178,8 +223,73 @@ static void test_gemm(void **unused) {
     (void)unused;
     for (size_t i = 0; i < 8; i++)
         for (size_t j = 0; j < 6; j++)
-            for (int element = 0; element < 2; element++)
-                check_gemm((mr_element)element, rows[i], columns[j], 1 + below(90));
+            for (int type = 0; type < MR_STORE_COUNT; type++)
+                check_gemm(mr_storage_of((mr_storage_type)type), rows[i], columns[j],
+                           1 + below(i % 2 ? 90 : 300));
+}
+
+/* Narrowing and widening: every code comes back, and what lies between goes to the nearer one. */
+static void test_small_floats(void **unused) {
+    (void)unused;
+    assert_true(mr_f16_to_f32(0x3c00) == 1.0f && mr_f16_to_f32(0x0001) == 0x1p-24f);
+    assert_true(mr_f16_to_f32(0x7bff) == 65504.0f && isinf(mr_f16_to_f32(0xfc00)));
+    assert_true(mr_f8_to_f32(0x38) == 1.0f && mr_f8_to_f32(0x01) == 0x1p-9f);
+    assert_true(mr_f8_to_f32(0x7e) == 448.0f && isnan(mr_f8_to_f32(0xff)));
+    for (uint32_t code = 0; code < 0x7c00; code++) {
+        const float value = mr_f16_to_f32((uint16_t)code);
+        const float next = code < 0x7bff ? mr_f16_to_f32((uint16_t)(code + 1)) : 65536.0f;
+        const float middle = value + (next - value) / 2; /* exact: one bit more */
+        assert_true(next > value);
+        assert_int_equal(mr_f32_to_f16(value), code);
+        assert_int_equal(mr_f32_to_f16(-value), code | 0x8000u);
+        assert_int_equal(mr_f32_to_f16(middle), code + (code & 1));
+        assert_int_equal(mr_f32_to_f16(nextafterf(middle, 0)), code);
+        assert_int_equal(mr_f32_to_f16(nextafterf(middle, INFINITY)), code + 1);
+    }
+    for (uint32_t code = 0; code < 0x7e; code++) {
+        const float value = mr_f8_to_f32((uint8_t)code), next = mr_f8_to_f32((uint8_t)(code + 1));
+        const float middle = value + (next - value) / 2;
+        assert_true(next > value);
+        assert_int_equal(mr_f32_to_f8(value), code);
+        assert_int_equal(mr_f32_to_f8(-value), code | 0x80u);
+        assert_int_equal(mr_f32_to_f8(middle), code + (code & 1));
+        assert_int_equal(mr_f32_to_f8(nextafterf(middle, 0)), code);
+        assert_int_equal(mr_f32_to_f8(nextafterf(middle, INFINITY)), code + 1);
+    }
+    assert_int_equal(mr_f32_to_f8(1e9f), 0x7e);
+    assert_true(isnan(mr_f8_to_f32(mr_f32_to_f8(NAN))) && isnan(mr_f16_to_f32(mr_f32_to_f16(NAN))));
+}
+
+/* What was encoded is near what comes back; parts of a row decode as the whole does. */
+static void test_storage(void **unused) {
+    (void)unused;
+    for (int type = 0; type < MR_STORE_COUNT; type++) {
+        const mr_storage storage = mr_storage_of((mr_storage_type)type);
+        mr_storage_type back;
+        assert_int_equal(mr_storage_parse(&back, mr_storage_name((mr_storage_type)type)), 0);
+        assert_int_equal(back, type);
+        assert_int_equal(mr_storage_type_of(storage), type);
+        for (uint32_t columns = 1; columns < 300; columns += 1 + below(40)) {
+            const uint32_t first = below(columns), count = 1 + below(columns - first);
+            const float tile[3] = {1 / 448.0f, 1 / 448.0f, 1 / 448.0f};
+            float x[300], whole[300], part[300];
+            uint8_t *row = malloc(mr_storage_bytes(storage, columns));
+            for (uint32_t i = 0; i < columns; i++) x[i] = next_float();
+            mr_storage_encode(row, x, storage, columns,
+                              storage.block == MR_TILE_BLOCK ? tile : NULL);
+            mr_storage_decode(whole, row, storage, columns, 0, columns);
+            mr_storage_decode(part, row, storage, columns, first, count);
+            assert_memory_equal(part, whole + first, count * sizeof(float));
+            const float bound = type == MR_STORE_F32       ? 0
+                                : type == MR_STORE_INT4    ? 0.075f
+                                : storage.element == MR_F8 ? 0.04f
+                                                           : 0.005f;
+            for (uint32_t i = 0; i < columns; i++) assert_true(fabsf(whole[i] - x[i]) <= bound);
+            free(row);
+        }
+    }
+    mr_storage_type none;
+    assert_int_equal(mr_storage_parse(&none, "int7"), -1);
 }
 
 static int worse(const float *s, uint32_t a, uint32_t b) { /* does a come after b? */
@@ -293,6 +403,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_pool),
                                        cmocka_unit_test(test_gate_dot),
                                        cmocka_unit_test(test_gemm),
+                                       cmocka_unit_test(test_small_floats),
+                                       cmocka_unit_test(test_storage),
                                        cmocka_unit_test(test_select),
                                        cmocka_unit_test(test_exponents),
                                        cmocka_unit_test(test_elementary_functions),

@@ -17,7 +17,7 @@ static void check_slot(const mr_rowcache_table *t, uint32_t slot, uint32_t numbe
     const mr_rows rows = mr_rowcache_rows(t);
     fill(expected, number);
     assert_true(slot < rows.row_count);
-    assert_memory_equal((const float *)rows.data + slot * rows.stride, expected, sizeof(expected));
+    assert_memory_equal((const float *)rows.data + slot * WIDTH, expected, sizeof(expected));
 }
 
 /* One use, as a retrieval makes it: 1 when it was there. */
@@ -44,7 +44,7 @@ static void test_slots_hold_what_they_are_said_to(void **state) {
     uint64_t seed = 3;
     (void)state;
     mr_rowcache *cache = mr_rowcache_open(16 << 10, 2, 1);
-    mr_rowcache_table *t = mr_rowcache_use(cache, 1, WIDTH, MR_F32, TABLE_ROWS);
+    mr_rowcache_table *t = mr_rowcache_use(cache, 1, WIDTH, (mr_storage){MR_F32, 0}, TABLE_ROWS);
     assert_non_null(t);
     const mr_rows rows = mr_rowcache_rows(t);
     assert_true(rows.row_count * (WIDTH * 4 + 5) <= 16 << 10);
@@ -62,7 +62,7 @@ static void test_a_scan_displaces_nothing_hot(void **state) {
     uint64_t seed = 4;
     (void)state;
     mr_rowcache *cache = mr_rowcache_open(16 << 10, 1, 1);
-    mr_rowcache_table *t = mr_rowcache_use(cache, 0, WIDTH, MR_F32, TABLE_ROWS);
+    mr_rowcache_table *t = mr_rowcache_use(cache, 0, WIDTH, (mr_storage){MR_F32, 0}, TABLE_ROWS);
     for (int i = 0; i < 20000; i++) use(t, skewed(&seed));
     uint32_t before = 0, after = 0;
     for (uint32_t i = 0; i < 100; i++) before += use(t, i * 977);
@@ -75,7 +75,7 @@ static void test_a_scan_displaces_nothing_hot(void **state) {
 static void test_the_hot_rows_of_another_time_come_in(void **state) {
     (void)state;
     mr_rowcache *cache = mr_rowcache_open(8 << 10, 1, 1);
-    mr_rowcache_table *t = mr_rowcache_use(cache, 0, WIDTH, MR_F32, TABLE_ROWS);
+    mr_rowcache_table *t = mr_rowcache_use(cache, 0, WIDTH, (mr_storage){MR_F32, 0}, TABLE_ROWS);
     const uint32_t room = (uint32_t)mr_rowcache_rows(t).row_count;
     for (uint32_t i = 0; i < 20 * room; i++) use(t, i % room);
     uint32_t hits = 0;
@@ -90,12 +90,15 @@ static void test_the_hot_rows_of_another_time_come_in(void **state) {
 static void test_small_budgets_are_no_cache(void **state) {
     (void)state;
     mr_rowcache *cache = mr_rowcache_open(1 << 10, 4, 4);
-    assert_null(mr_rowcache_use(cache, 0, 1024, MR_BF16, TABLE_ROWS));
-    assert_null(mr_rowcache_use(cache, 4, WIDTH, MR_F32, TABLE_ROWS)); /* no such table */
-    assert_null(mr_rowcache_use(NULL, 0, WIDTH, MR_F32, TABLE_ROWS));
+    assert_null(mr_rowcache_use(cache, 0, 1024, (mr_storage){MR_BF16, 0}, TABLE_ROWS));
+    assert_null(
+        mr_rowcache_use(cache, 4, WIDTH, (mr_storage){MR_F32, 0}, TABLE_ROWS)); /* no such table */
+    assert_null(mr_rowcache_use(NULL, 0, WIDTH, (mr_storage){MR_F32, 0}, TABLE_ROWS));
     mr_rowcache_close(cache);
     cache = mr_rowcache_open(1 << 20, 1, 1); /* never more slots than rows */
-    assert_int_equal(mr_rowcache_rows(mr_rowcache_use(cache, 0, WIDTH, MR_F32, 40)).row_count, 40);
+    assert_int_equal(
+        mr_rowcache_rows(mr_rowcache_use(cache, 0, WIDTH, (mr_storage){MR_F32, 0}, 40)).row_count,
+        40);
     mr_rowcache_close(cache);
     mr_rowcache_close(NULL);
 }

@@ -132,7 +132,7 @@ typedef struct {
 static void *read_all(void *context) {
     reader *r = context;
     const float *values = r->cell->values.data;
-    for (uint64_t i = 0; i < r->cell->values.row_count * r->cell->values.stride; i++)
+    for (uint64_t i = 0; i < r->cell->values.row_count * r->cell->values.stride / 4; i++)
         r->sum += (double)values[i];
     return NULL;
 }

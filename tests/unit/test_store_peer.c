@@ -90,13 +90,13 @@ static void expect_cell(const mr_cell *cell) {
     for (int pre = 0; pre < 2; pre++) {
         const mr_tensor *t = pre ? shape->pre_values : shape->values;
         const mr_rows *rows = pre ? &cell->pre_values : &cell->values;
-        const size_t element = mr_element_bytes(rows->element);
+        const size_t element = mr_element_bytes(rows->storage.element);
         const uint32_t first = pre ? cell->span.pre_column_first : cell->span.column_first;
         mr_mapping map;
         assert_int_equal(mr_tensor_map(&map, w.model, t, 0, t->bytes, &err), MR_OK);
         assert_true(rows->row_count > 0 && rows->columns > 0);
         for (uint64_t r = 0; r < rows->row_count; r++)
-            assert_memory_equal((const uint8_t *)rows->data + r * rows->stride * element,
+            assert_memory_equal((const uint8_t *)rows->data + r * rows->stride,
                                 map.data + ((rows->row_first + r) * t->shape[1] + first) * element,
                                 rows->columns * element);
         mr_mapping_close(&map);

@@ -5,6 +5,7 @@
 
 #if defined(__AVX2__)
 #include "common/ops/cpu/pool_loop.h"
+#include "common/ops/packed.h"
 
 #include <math.h>
 
@@ -114,21 +115,29 @@ MR_POOL(pool_any32, int32_t, pool_rows32)
 MR_POOL(pool_any64, int64_t, pool_rows64)
 
 static void avx2_pool32(int32_t *acc, const mr_pool_args *a) {
-    if (a->rows.element == MR_F32)
+    if (a->rows.storage.element == MR_F32)
         pool_any32(acc, a, MR_F32);
-    else
+    else if (a->rows.storage.element == MR_BF16)
         pool_any32(acc, a, MR_BF16);
+    else
+        mr_ops_ref.pool32(acc, a);
 }
 
 static void avx2_pool64(int64_t *acc, const mr_pool_args *a) {
-    if (a->rows.element == MR_F32)
+    if (a->rows.storage.element == MR_F32)
         pool_any64(acc, a, MR_F32);
-    else
+    else if (a->rows.storage.element == MR_BF16)
         pool_any64(acc, a, MR_BF16);
+    else
+        mr_ops_ref.pool64(acc, a);
 }
 
 static void avx2_gate_dot(int64_t *dot, const mr_gate_args *a) {
-    const mr_element element = a->rows.element;
+    if (a->rows.storage.element != MR_F32 && a->rows.storage.element != MR_BF16) {
+        mr_ops_ref.gate_dot(dot, a);
+        return;
+    }
+    const mr_element element = a->rows.storage.element;
     const size_t size = mr_element_bytes(element);
     const uint32_t columns = a->rows.columns;
     uint32_t j = 0;
@@ -158,17 +167,28 @@ static void avx2_gate_dot(int64_t *dot, const mr_gate_args *a) {
     }
 }
 
+/* Weights of input k and outputs [8 * eighth, + 8) of a panel: bf16 lie in pairs of k. */
+static inline __m256 weights8(const uint8_t *panel, uint32_t k, uint32_t eighth,
+                              mr_element element) {
+    if (element == MR_F32)
+        return _mm256_loadu_ps((const float *)(const void *)panel + (size_t)k * MR_PANEL +
+                               eighth * 8);
+    const uint8_t *at = panel + ((size_t)(k / 2) * MR_PANEL + eighth * 8) * 4;
+    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)at);
+    return _mm256_castsi256_ps(k & 1 ? _mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000))
+                                     : _mm256_slli_epi32(pairs, 16));
+}
+
 /* ROWS rows x 16 columns (half a panel): at most 12 sums in registers. */
 static inline __attribute__((always_inline)) void
 gemm_tile(float *y, size_t y_stride, const float *x, size_t x_stride, const mr_packed *w,
           uint32_t panel, uint32_t half, const int rows, mr_element element) {
-    const size_t size = element == MR_F32 ? 4 : 2;
-    const uint8_t *b =
-        (const uint8_t *)w->data + ((size_t)panel * w->k * MR_PANEL + half * 16) * size;
+    const uint8_t *b = (const uint8_t *)w->data + panel * mr_packed_panel_bytes(element, w->k);
     __m256 sum[6][2];
     for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
-    for (uint32_t k = 0; k < w->k; k++, b += MR_PANEL * size) {
-        const __m256 b0 = load8(b, element), b1 = load8(b + 8 * size, element);
+    for (uint32_t k = 0; k < w->k; k++) {
+        const __m256 b0 = weights8(b, k, half * 2, element),
+                     b1 = weights8(b, k, half * 2 + 1, element);
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             const __m256 a = _mm256_set1_ps(x[(size_t)i * x_stride + k]);
@@ -194,14 +214,13 @@ gemm_tile(float *y, size_t y_stride, const float *x, size_t x_stride, const mr_p
 /* One row: a whole panel, four chains. */
 static inline __attribute__((always_inline)) void
 gemv_tile(float *y, const float *x, const mr_packed *w, uint32_t panel, mr_element element) {
-    const size_t size = element == MR_F32 ? 4 : 2;
-    const uint8_t *b = (const uint8_t *)w->data + (size_t)panel * w->k * MR_PANEL * size;
+    const uint8_t *b = (const uint8_t *)w->data + panel * mr_packed_panel_bytes(element, w->k);
     __m256 sum[4];
     for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_ps();
-    for (uint32_t k = 0; k < w->k; k++, b += MR_PANEL * size) {
+    for (uint32_t k = 0; k < w->k; k++) {
         const __m256 a = _mm256_set1_ps(x[k]);
-        for (size_t i = 0; i < 4; i++)
-            sum[i] = _mm256_fmadd_ps(a, load8(b + 8 * i * size, element), sum[i]);
+        for (uint32_t i = 0; i < 4; i++)
+            sum[i] = _mm256_fmadd_ps(a, weights8(b, k, i, element), sum[i]);
     }
     float whole[MR_PANEL];
     for (int i = 0; i < 4; i++) _mm256_storeu_ps(whole + 8 * i, sum[i]);
@@ -232,12 +251,24 @@ gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
     }
 }
 
-static void avx2_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
-                      const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
+static void avx2_gemm(float *y, size_t y_stride, const float *x, size_t x_stride,
+                      const void *prepared, uint32_t m, const mr_packed *w, uint32_t panel_first,
+                      uint32_t panel_count) {
     if (w->element == MR_F32)
         gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_F32);
-    else
+    else if (w->element == MR_BF16)
         gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
+    else
+        mr_ops_ref.gemm(y, y_stride, x, x_stride, prepared, m, w, panel_first, panel_count);
+}
+
+static size_t avx2_prepared_bytes(const mr_packed *w) {
+    return mr_ops_ref.prepared_bytes(w);
+}
+
+static void avx2_prepare(void *out, const float *x, size_t x_stride, uint32_t m,
+                         const mr_packed *w) {
+    mr_ops_ref.prepare(out, x, x_stride, m, w);
 }
 
 static bool avx2_select(uint32_t *out_index, const float *score, uint32_t n, uint32_t k,
@@ -266,8 +297,14 @@ static bool avx2_select(uint32_t *out_index, const float *score, uint32_t n, uin
     return true;
 }
 
-const mr_ops mr_ops_avx2 = {"avx2",        avx2_pool32, avx2_pool64,
-                            avx2_gate_dot, avx2_gemm,   avx2_select};
+const mr_ops mr_ops_avx2 = {.name = "avx2",
+                            .pool32 = avx2_pool32,
+                            .pool64 = avx2_pool64,
+                            .gate_dot = avx2_gate_dot,
+                            .prepared_bytes = avx2_prepared_bytes,
+                            .prepare = avx2_prepare,
+                            .gemm = avx2_gemm,
+                            .select = avx2_select};
 #else
 const mr_ops mr_ops_avx2 = {0}; /* not an x86-64: never picked */
 #endif

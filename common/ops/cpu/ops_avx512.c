@@ -10,6 +10,7 @@
 
 #if defined(__AVX512F__)
 #include "common/ops/cpu/pool_loop.h"
+#include "common/ops/packed.h"
 
 #include <math.h>
 
@@ -121,21 +122,29 @@ MR_POOL(pool_any32, int32_t, pool_rows32)
 MR_POOL(pool_any64, int64_t, pool_rows64)
 
 static void avx512_pool32(int32_t *acc, const mr_pool_args *a) {
-    if (a->rows.element == MR_F32)
+    if (a->rows.storage.element == MR_F32)
         pool_any32(acc, a, MR_F32);
-    else
+    else if (a->rows.storage.element == MR_BF16)
         pool_any32(acc, a, MR_BF16);
+    else
+        mr_ops_ref.pool32(acc, a);
 }
 
 static void avx512_pool64(int64_t *acc, const mr_pool_args *a) {
-    if (a->rows.element == MR_F32)
+    if (a->rows.storage.element == MR_F32)
         pool_any64(acc, a, MR_F32);
-    else
+    else if (a->rows.storage.element == MR_BF16)
         pool_any64(acc, a, MR_BF16);
+    else
+        mr_ops_ref.pool64(acc, a);
 }
 
 static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
-    const size_t size = mr_element_bytes(a->rows.element);
+    if (a->rows.storage.element != MR_F32 && a->rows.storage.element != MR_BF16) {
+        mr_ops_ref.gate_dot(dot, a);
+        return;
+    }
+    const size_t size = mr_element_bytes(a->rows.storage.element);
     const size_t row_bytes = a->rows.columns * size;
     uint32_t j = 0;
     for (uint32_t t = 0; t < a->tokens; t++) {
@@ -149,7 +158,7 @@ static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
                 const __mmask16 mask = lanes(a->rows.columns - c);
                 const __m512 p =
                     _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c),
-                                  load16_masked(row + c * size, a->rows.element, mask));
+                                  load16_masked(row + c * size, a->rows.storage.element, mask));
                 sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
                 sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));
             }
@@ -158,19 +167,27 @@ static void avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
     }
 }
 
+/* Weights of input k and outputs [16 * half, + 16) of a panel: bf16 lie in pairs of k. */
+static inline __m512 weights16(const uint8_t *panel, uint32_t k, uint32_t half,
+                               mr_element element) {
+    if (element == MR_F32) return _mm512_loadu_ps(panel + ((size_t)k * MR_PANEL + half * 16) * 4);
+    const __m512i pairs = _mm512_loadu_si512(panel + ((size_t)(k / 2) * MR_PANEL + half * 16) * 4);
+    return _mm512_castsi512_ps(k & 1 ? _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000))
+                                     : _mm512_slli_epi32(pairs, 16));
+}
+
 /* ROWS rows x PANELS panels of y at one go. */
 static inline __attribute__((always_inline)) void
 gemm_tile(float *y, size_t y_stride, const float *x, size_t x_stride, const mr_packed *w,
           uint32_t panel, const int rows, const int panels, mr_element element) {
-    const size_t size = element == MR_F32 ? 4 : 2;
-    const size_t panel_bytes = (size_t)w->k * MR_PANEL * size;
+    const size_t panel_bytes = mr_packed_panel_bytes(element, w->k);
     const uint8_t *b = (const uint8_t *)w->data + panel * panel_bytes;
     __m512 sum[8][2];
     for (int i = 0; i < rows * panels; i++) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
-    for (uint32_t k = 0; k < w->k; k++, b += MR_PANEL * size) {
+    for (uint32_t k = 0; k < w->k; k++) {
         for (int p = 0; p < panels; p++) {
             const uint8_t *at = b + (size_t)p * panel_bytes;
-            const __m512 b0 = load16(at, element), b1 = load16(at + 16 * size, element);
+            const __m512 b0 = weights16(at, k, 0, element), b1 = weights16(at, k, 1, element);
 #pragma GCC unroll 8
             for (int i = 0; i < rows; i++) {
                 const __m512 a = _mm512_set1_ps(x[(size_t)i * x_stride + k]);
@@ -213,12 +230,24 @@ gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
     }
 }
 
-static void avx512_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
-                        const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
+static void avx512_gemm(float *y, size_t y_stride, const float *x, size_t x_stride,
+                        const void *prepared, uint32_t m, const mr_packed *w, uint32_t panel_first,
+                        uint32_t panel_count) {
     if (w->element == MR_F32)
         gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_F32);
-    else
+    else if (w->element == MR_BF16)
         gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
+    else
+        mr_ops_ref.gemm(y, y_stride, x, x_stride, prepared, m, w, panel_first, panel_count);
+}
+
+static size_t avx512_prepared_bytes(const mr_packed *w) {
+    return mr_ops_ref.prepared_bytes(w);
+}
+
+static void avx512_prepare(void *out, const float *x, size_t x_stride, uint32_t m,
+                           const mr_packed *w) {
+    mr_ops_ref.prepare(out, x, x_stride, m, w);
 }
 
 static bool avx512_select(uint32_t *out_index, const float *score, uint32_t n, uint32_t k,
@@ -244,8 +273,14 @@ static bool avx512_select(uint32_t *out_index, const float *score, uint32_t n, u
     return true;
 }
 
-const mr_ops mr_ops_avx512 = {"avx512",        avx512_pool32, avx512_pool64,
-                              avx512_gate_dot, avx512_gemm,   avx512_select};
+const mr_ops mr_ops_avx512 = {.name = "avx512",
+                              .pool32 = avx512_pool32,
+                              .pool64 = avx512_pool64,
+                              .gate_dot = avx512_gate_dot,
+                              .prepared_bytes = avx512_prepared_bytes,
+                              .prepare = avx512_prepare,
+                              .gemm = avx512_gemm,
+                              .select = avx512_select};
 #else
 const mr_ops mr_ops_avx512 = {0}; /* not an x86-64: never picked */
 #endif

@@ -8,8 +8,7 @@
 #include <immintrin.h>
 
 static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
-    return (const uint8_t *)r->data +
-           (row - r->row_first) * r->stride * mr_element_bytes(r->element);
+    return (const uint8_t *)r->data + (row - r->row_first) * r->stride;
 }
 
 /* Entries between asking for a row and using it: enough lines on their way to cover memory's
