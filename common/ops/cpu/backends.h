@@ -5,6 +5,17 @@
 
 extern const mr_ops mr_ops_avx2, mr_ops_avx512;
 
+/* gemm_*.c: as the functions of mr_ops. */
+size_t mr_avx2_prepared_bytes(const mr_packed *w);
+void mr_avx2_prepare(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w);
+void mr_avx2_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, const void *prepared,
+                  uint32_t m, const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
+size_t mr_avx512_prepared_bytes(const mr_packed *w);
+void mr_avx512_prepare(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w);
+void mr_avx512_gemm(float *y, size_t y_stride, const float *x, size_t x_stride,
+                    const void *prepared, uint32_t m, const mr_packed *w, uint32_t panel_first,
+                    uint32_t panel_count);
+
 /* A score and its index as one integer that orders as select does: larger is better, equal scores
  * by lower index. The sign trick makes fp32 bits ordered integers; adding 0 turns -0 into +0. */
 static inline uint64_t mr_select_key(float score, uint32_t index) {
