@@ -5,6 +5,14 @@
 
 extern const mr_ops mr_ops_avx2, mr_ops_avx512;
 
+/* pool_avx2.c, pool_avx512.c */
+void mr_avx2_pool32(int32_t *acc, const mr_pool_args *a);
+void mr_avx2_pool64(int64_t *acc, const mr_pool_args *a);
+void mr_avx2_gate_dot(int64_t *dot, const mr_gate_args *a);
+void mr_avx512_pool32(int32_t *acc, const mr_pool_args *a);
+void mr_avx512_pool64(int64_t *acc, const mr_pool_args *a);
+void mr_avx512_gate_dot(int64_t *dot, const mr_gate_args *a);
+
 /* gemm_*.c: as the functions of mr_ops. */
 size_t mr_avx2_prepared_bytes(const mr_packed *w);
 void mr_avx2_prepare(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w);
