@@ -6,6 +6,7 @@
 #include "common/base/mem.h"
 #include "common/model/grid.h"
 #include "common/model/manifest.h"
+#include "common/model/matrices.h"
 #include "worker/engine.h"
 
 #include <stdio.h>
@@ -34,29 +35,27 @@ static bool is_table(const mr_model *model, const mr_tensor *t) {
     return false;
 }
 
-static bool ends_with(const char *text, const char *end) {
-    const size_t a = strlen(text), b = strlen(end);
-    return a >= b && strcmp(text + a - b, end) == 0;
-}
-
 static facts gather(const mr_model *model) {
     const mr_config *c = mr_model_config(model);
     facts f = {0};
     for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
         const mr_tensor *t = mr_model_tensor(model, i);
+        uint32_t index;
+        bool is_memory;
+        const mr_tensor_kind kind = mr_tensor_kind_of(&index, &is_memory, t->name);
         if (is_table(model, t))
             add(&f.tables, t);
-        else if (ends_with(t->name, "shuffle_index"))
+        else if (kind == MR_TENSOR_SHUFFLE)
             add(&f.shuffle, t);
-        else if (strstr(t->name, ".mem_blocks.") && ends_with(t->name, ".keys"))
+        else if (kind == MR_TENSOR_KEYS)
             add(&f.keys, t);
-        else if (strstr(t->name, ".experts."))
+        else if (kind == MR_TENSOR_EXPERT)
             add(&f.experts, t);
         else
             add(&f.dense, t);
     }
-    const mr_tensor *wte = mr_model_find(model, "transformer.wte.weight");
-    f.token_dense = f.dense.bytes - (c->tied ? 0 : wte->bytes); /* the embedding: one row */
+    /* the embedding: one row */
+    f.token_dense = f.dense.bytes - (c->tied ? 0 : mr_model_embedding(model)->bytes);
     if (c->moe) f.token_experts = f.experts.bytes / c->experts * c->experts_per_token;
     f.token_keys = f.keys.bytes;
     for (uint32_t i = 0; i < c->memory_count; i++) {

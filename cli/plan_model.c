@@ -4,6 +4,7 @@
 #include "common/base/mem.h"
 #include "common/model/geometry.h"
 #include "common/model/grid.h"
+#include "common/model/matrices.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -34,24 +35,22 @@ static void add_config(mr_plan_subject *s, const mr_config *c) {
     s->experts_per_token = c->moe ? c->experts_per_token : 0;
 }
 
-static bool ends_with(const char *text, const char *end) {
-    const size_t a = strlen(text), b = strlen(end);
-    return a >= b && strcmp(text + a - b, end) == 0;
-}
-
 /* By name, as everywhere; tables are counted by their shapes. */
 static void add_tensor(mr_plan_subject *s, const char *name, uint64_t bytes, uint64_t elements,
                        bool is_table, bool is_tied) {
+    uint32_t index;
+    bool is_memory;
+    const mr_tensor_kind kind = mr_tensor_kind_of(&index, &is_memory, name);
     if (is_table) return;
-    if (ends_with(name, "shuffle_index"))
+    if (kind == MR_TENSOR_SHUFFLE)
         s->index_bytes += elements * sizeof(uint32_t);
-    else if (strstr(name, ".mem_blocks.") && ends_with(name, ".keys"))
+    else if (kind == MR_TENSOR_KEYS)
         s->key_bytes += bytes;
-    else if (strstr(name, ".experts."))
+    else if (kind == MR_TENSOR_EXPERT)
         s->expert_bytes += bytes;
     else {
         s->dense_bytes += bytes;
-        if (is_tied || strcmp(name, "transformer.wte.weight") != 0) s->token_dense_bytes += bytes;
+        if (is_tied || kind != MR_TENSOR_EMBEDDING) s->token_dense_bytes += bytes;
     }
 }
 

@@ -5,8 +5,6 @@
 #include "common/ops/dense.h"
 #include "common/model/pack.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,33 +14,25 @@
         if (try_status != MR_OK) return try_status;                                                \
     } while (0)
 
-typedef struct {
-    char text[128];
-} name_text;
-
-__attribute__((format(printf, 1, 2))) static name_text named(const char *format, ...) {
-    name_text name;
-    va_list args;
-    va_start(args, format);
-    vsnprintf(name.text, sizeof(name.text), format, args);
-    va_end(args);
-    return name;
+static mr_status open_matrix(mr_packed *out, const mr_model *model, mr_matrix_role role,
+                             uint32_t index, uint32_t expert, mr_err *err) {
+    const mr_matrix_id id = {role, index, expert};
+    mr_matrix matrix;
+    if (!mr_matrix_exists(model, id)) return MR_OK; /* stays empty */
+    mr_matrix_of(&matrix, model, id);
+    return mr_pack_matrix(out, model, &matrix, err);
 }
-#define BLOCK(suffix) (named("transformer.blocks.%u." suffix, block).text)
-#define MEM(suffix) (named("transformer.mem_blocks.%u." suffix, layer).text)
 
 static mr_status open_experts(mr_block_weights *b, const mr_model *model, uint32_t block,
                               mr_err *err) {
     const mr_config *c = mr_model_config(model);
-    TRY(mr_pack_rows(&b->router, model, BLOCK("ffn.router.layer.weight"), 0, c->experts, err));
+    TRY(open_matrix(&b->router, model, MR_MATRIX_ROUTER, block, 0, err));
     b->experts = mr_alloc_array(c->experts, sizeof(*b->experts));
     for (uint32_t e = 0; e < c->experts; e++) {
-        const uint64_t row = (uint64_t)e * c->expert_hidden;
         mr_expert *x = &b->experts[e];
-        TRY(mr_pack_rows(&x->gate, model, BLOCK("ffn.experts.mlp.w1"), row, c->expert_hidden, err));
-        TRY(mr_pack_rows(&x->up, model, BLOCK("ffn.experts.mlp.v1"), row, c->expert_hidden, err));
-        TRY(mr_pack_transposed(&x->down, model, BLOCK("ffn.experts.mlp.w2"), row, c->expert_hidden,
-                               err));
+        TRY(open_matrix(&x->gate, model, MR_MATRIX_EXPERT_GATE, block, e, err));
+        TRY(open_matrix(&x->up, model, MR_MATRIX_EXPERT_UP, block, e, err));
+        TRY(open_matrix(&x->down, model, MR_MATRIX_EXPERT_DOWN, block, e, err));
     }
     return MR_OK;
 }
@@ -50,54 +40,36 @@ static mr_status open_experts(mr_block_weights *b, const mr_model *model, uint32
 static mr_status open_block(mr_block_weights *b, const mr_model *model, uint32_t block,
                             mr_err *err) {
     const mr_config *c = mr_model_config(model);
-    const uint32_t kv = c->n_kv_heads * c->head_dim;
-    TRY(mr_load_floats(&b->attn_norm, model, BLOCK("attn_norm.weight"), err));
-    TRY(mr_load_floats(&b->ff_norm, model, BLOCK("ff_norm.weight"), err));
-    if (c->qk_norm) {
-        TRY(mr_load_floats(&b->q_norm, model, BLOCK("q_norm.weight"), err));
-        TRY(mr_load_floats(&b->k_norm, model, BLOCK("k_norm.weight"), err));
-    }
-    TRY(mr_pack_rows(&b->att_proj, model, BLOCK("att_proj.weight"), 0, c->d_model + 2 * kv, err));
-    TRY(mr_pack_rows(&b->attn_out, model, BLOCK("attn_out.weight"), 0, c->d_model, err));
-    if (c->moe) return open_experts(b, model, block, err);
-    TRY(mr_pack_rows(&b->ff_proj, model, BLOCK("ff_proj.weight"), 0, c->mlp_hidden, err));
-    return mr_pack_rows(&b->ff_out, model, BLOCK("ff_out.weight"), 0, c->d_model, err);
+    TRY(mr_load_vector(&b->attn_norm, model, MR_VECTOR_ATTN_NORM, block, err));
+    TRY(mr_load_vector(&b->ff_norm, model, MR_VECTOR_FF_NORM, block, err));
+    TRY(mr_load_vector(&b->q_norm, model, MR_VECTOR_Q_NORM, block, err));
+    TRY(mr_load_vector(&b->k_norm, model, MR_VECTOR_K_NORM, block, err));
+    TRY(open_matrix(&b->att_proj, model, MR_MATRIX_ATT_PROJ, block, 0, err));
+    TRY(open_matrix(&b->attn_out, model, MR_MATRIX_ATTN_OUT, block, 0, err));
+    TRY(open_matrix(&b->ff_proj, model, MR_MATRIX_FF_PROJ, block, 0, err));
+    TRY(open_matrix(&b->ff_out, model, MR_MATRIX_FF_OUT, block, 0, err));
+    return c->moe ? open_experts(b, model, block, err) : MR_OK;
 }
 
 static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32_t layer,
                              mr_err *err) {
-    const mr_config *c = mr_model_config(model);
-    const mr_memory_layer *l = mr_model_memory(model, layer);
-    const bool pkm = c->memory == MR_MEMORY_PKM;
-    const char *query = pkm ? "query_proj.query_mlps.0.weight" : "query_proj.weight";
-    const name_text query_name = named("transformer.mem_blocks.%u.%s", layer, query);
-    const mr_tensor *t = mr_model_find(model, query_name.text);
-    TRY(mr_pack_rows(&m->query_proj, model, query_name.text, 0, (uint32_t)t->shape[0], err));
-    if (pkm && c->mem_query_bias)
-        TRY(mr_load_floats(&m->query_bias, model, MEM("query_proj.query_mlps.0.bias"), err));
-    if (!pkm) TRY(mr_load_floats(&m->query_norm, model, MEM("query_norm.weight"), err));
+    TRY(open_matrix(&m->query_proj, model, MR_MATRIX_QUERY_PROJ, layer, 0, err));
+    TRY(mr_load_vector(&m->query_bias, model, MR_VECTOR_QUERY_BIAS, layer, err));
+    TRY(mr_load_vector(&m->query_norm, model, MR_VECTOR_QUERY_NORM, layer, err));
     TRY(mr_product_keys_open(&m->keys, model, layer, err));
-    if (pkm) return MR_OK;
-    TRY(mr_pack_rows(&m->value_proj, model, MEM("values_proj.weight"), 0, c->d_model, err));
-    if (c->memory == MR_MEMORY_PLUS)
-        return mr_pack_rows(&m->silu_proj, model, MEM("swilu_projection.weight"), 0, c->mem_vdim,
-                            err);
-    if (!l->gated) return MR_OK;
-    return mr_pack_rows(&m->pre_proj, model, MEM("pre_values_proj.weight"), 0, c->mem_pre_vdim,
-                        err);
+    TRY(open_matrix(&m->value_proj, model, MR_MATRIX_VALUE_PROJ, layer, 0, err));
+    TRY(open_matrix(&m->silu_proj, model, MR_MATRIX_SILU_PROJ, layer, 0, err));
+    return open_matrix(&m->pre_proj, model, MR_MATRIX_PRE_PROJ, layer, 0, err);
 }
 
 static mr_status open_ends(mr_weights *out, const mr_model *model, mr_block_range range,
                            mr_err *err) {
-    const mr_config *c = mr_model_config(model);
-    const mr_tensor *wte = mr_model_find(model, "transformer.wte.weight");
-    mr_dtype_element(&out->embedding_element, wte->dtype);
-    if (range.first == 0) TRY(mr_tensor_map(&out->embedding, model, wte, 0, wte->bytes, err));
-    if (range.first + range.count < c->n_layers) return MR_OK;
-    TRY(mr_pack_rows(&out->head, model,
-                     c->tied ? "transformer.wte.weight" : "transformer.ff_out.weight", 0,
-                     c->head_rows, err));
-    return mr_load_floats(&out->final_norm, model, "transformer.ln_f.weight", err);
+    const mr_tensor *rows = mr_model_embedding(model);
+    mr_dtype_element(&out->embedding_element, rows->dtype);
+    if (range.first == 0) TRY(mr_tensor_map(&out->embedding, model, rows, 0, rows->bytes, err));
+    if (range.first + range.count < mr_model_config(model)->n_layers) return MR_OK;
+    TRY(open_matrix(&out->head, model, MR_MATRIX_HEAD, 0, 0, err));
+    return mr_load_vector(&out->final_norm, model, MR_VECTOR_FINAL_NORM, 0, err);
 }
 
 mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_block_range range,
@@ -175,20 +147,21 @@ static bool is_table(const mr_model *model, const mr_tensor *t) {
 
 /* The block whose stage packs a tensor, or UINT32_MAX: nobody does (tables; an embedding that is
  * only mapped). Memory layers belong where they read, what follows the blocks to the last. */
-static uint32_t block_of(const mr_model *model, const mr_tensor *t) {
+static uint32_t block_of(const mr_model *model, const mr_tensor *t, mr_tensor_kind *kind) {
     const mr_config *c = mr_model_config(model);
-    unsigned index;
+    uint32_t index;
+    bool is_memory;
+    *kind = mr_tensor_kind_of(&index, &is_memory, t->name);
     if (is_table(model, t)) return UINT32_MAX;
-    if (sscanf(t->name, "transformer.blocks.%u.", &index) == 1)
-        return index < c->n_layers ? index : UINT32_MAX;
-    if (sscanf(t->name, "transformer.mem_blocks.%u.", &index) == 1)
+    if (is_memory)
         return index < c->memory_count ? mr_model_memory(model, index)->source : UINT32_MAX;
-    if (strcmp(t->name, "transformer.wte.weight") == 0 && !c->tied) return UINT32_MAX;
-    return c->n_layers - 1;
+    if (index != UINT32_MAX) return index < c->n_layers ? index : UINT32_MAX;
+    return *kind == MR_TENSOR_EMBEDDING && !c->tied ? UINT32_MAX : c->n_layers - 1;
 }
 
-static uint64_t packed_bytes(const mr_tensor *t) {
-    return strstr(t->name, ".keys") ? t->bytes / mr_dtype_bytes(t->dtype) * 4 : t->bytes;
+/* Product keys are kept as fp32. */
+static uint64_t packed_bytes(const mr_tensor *t, mr_tensor_kind kind) {
+    return kind == MR_TENSOR_KEYS ? t->bytes / mr_dtype_bytes(t->dtype) * sizeof(float) : t->bytes;
 }
 
 void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model,
@@ -196,11 +169,12 @@ void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_mod
     *weight_bytes = *index_bytes = 0;
     for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
         const mr_tensor *t = mr_model_tensor(model, i);
-        if (!mr_range_has(range, block_of(model, t))) continue;
-        if (t->dtype == MR_DTYPE_I64)
+        mr_tensor_kind kind;
+        if (!mr_range_has(range, block_of(model, t, &kind))) continue;
+        if (kind == MR_TENSOR_SHUFFLE)
             *index_bytes += t->bytes / 2; /* kept as u32 */
         else
-            *weight_bytes += packed_bytes(t);
+            *weight_bytes += packed_bytes(t, kind);
     }
 }
 
@@ -209,7 +183,8 @@ void mr_weights_by_block(uint64_t *bytes, const mr_model *model) {
     memset(bytes, 0, c->n_layers * sizeof(*bytes));
     for (uint32_t i = 0; i < mr_model_tensor_count(model); i++) {
         const mr_tensor *t = mr_model_tensor(model, i);
-        const uint32_t block = block_of(model, t);
-        if (block < c->n_layers && t->dtype != MR_DTYPE_I64) bytes[block] += packed_bytes(t);
+        mr_tensor_kind kind;
+        const uint32_t block = block_of(model, t, &kind);
+        if (block < c->n_layers && kind != MR_TENSOR_SHUFFLE) bytes[block] += packed_bytes(t, kind);
     }
 }

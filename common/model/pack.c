@@ -19,42 +19,43 @@ static mr_status alloc_packed(mr_packed *out, mr_element element, uint32_t n, ui
     return MR_OK;
 }
 
-mr_status mr_pack_rows(mr_packed *out, const mr_model *model, const char *name, uint64_t row_first,
-                       uint32_t n, mr_err *err) {
-    const mr_tensor *t = mr_model_find(model, name);
-    mr_element element;
+/* Rows of a part that are outputs n_first, n_first + 1, .. of the matrix. */
+static mr_status put_part(const mr_packed *out, const mr_model *model, const mr_matrix_part *part,
+                          uint32_t n_first, mr_err *err) {
+    const uint64_t row_bytes = part->tensor->bytes / part->tensor->shape[0];
+    const size_t size = mr_element_bytes(out->element);
+    const mr_storage format = {out->element, 0};
     mr_mapping map;
-    assert(t && t->dims == 2 && mr_dtype_element(&element, t->dtype) == 0);
-    assert(row_first + n <= t->shape[0]);
-    const uint32_t k = (uint32_t)t->shape[1];
-    const size_t size = mr_element_bytes(element), row_bytes = k * size;
-    mr_status status = mr_tensor_map(&map, model, t, row_first * row_bytes, n * row_bytes, err);
+    const mr_status status = mr_tensor_map(&map, model, part->tensor, part->row_first * row_bytes,
+                                           part->rows * row_bytes, err);
     if (status != MR_OK) return status;
-    status = alloc_packed(out, element, n, k, name, err);
-    if (status == MR_OK)
-        for (uint32_t row = 0; row < n; row++)
-            mr_packed_put_row(out, row, map.data + row * row_bytes, (mr_storage){element, 0});
+    for (uint32_t row = 0; row < part->rows; row++) {
+        const uint8_t *at = map.data + row * row_bytes;
+        if (!part->transposed)
+            mr_packed_put_row(out, n_first + row, at, format);
+        else
+            for (uint32_t c = 0; c < row_bytes / size; c++)
+                mr_packed_put(out, n_first + c, row, at + c * size);
+    }
     mr_mapping_close(&map);
-    return status;
+    return MR_OK;
 }
 
-mr_status mr_pack_transposed(mr_packed *out, const mr_model *model, const char *name,
-                             uint64_t row_first, uint32_t k, mr_err *err) {
-    const mr_tensor *t = mr_model_find(model, name);
-    mr_element element;
-    mr_mapping map;
-    assert(t && t->dims == 2 && mr_dtype_element(&element, t->dtype) == 0);
-    assert(row_first + k <= t->shape[0]);
-    const uint32_t n = (uint32_t)t->shape[1];
-    const size_t size = mr_element_bytes(element), row_bytes = n * size;
-    mr_status status = mr_tensor_map(&map, model, t, row_first * row_bytes, k * row_bytes, err);
-    if (status != MR_OK) return status;
-    status = alloc_packed(out, element, n, k, name, err);
-    if (status == MR_OK)
-        for (uint32_t i = 0; i < k; i++)
-            for (uint32_t c = 0; c < n; c++)
-                mr_packed_put(out, c, i, map.data + i * row_bytes + c * size);
-    mr_mapping_close(&map);
+mr_status mr_pack_matrix(mr_packed *out, const mr_model *model, const mr_matrix *matrix,
+                         mr_err *err) {
+    mr_element element = MR_F32;
+    uint32_t n = 0;
+    const bool known = mr_dtype_element(&element, matrix->parts[0].tensor->dtype) == 0;
+    assert(known && matrix->part_count > 0);
+    mr_status status =
+        alloc_packed(out, element, matrix->n, matrix->k, matrix->parts[0].tensor->name, err);
+    for (uint32_t i = 0; i < matrix->part_count && status == MR_OK; i++) {
+        const mr_matrix_part *part = &matrix->parts[i];
+        assert(part->tensor->dtype == matrix->parts[0].tensor->dtype);
+        status = put_part(out, model, part, n, err);
+        n += part->transposed ? (uint32_t)part->tensor->shape[1] : part->rows;
+    }
+    if (status != MR_OK) mr_packed_free(out);
     return status;
 }
 
@@ -75,21 +76,46 @@ void mr_packed_free(mr_packed *packed) {
     *packed = (mr_packed){0};
 }
 
-mr_status mr_load_floats(float **out, const mr_model *model, const char *name, mr_err *err) {
-    const mr_tensor *t = mr_model_find(model, name);
+static mr_status add_floats(float *out, const mr_model *model, const mr_tensor *t, mr_err *err) {
     mr_element element;
     mr_mapping map;
-    void *data;
-    assert(t && mr_dtype_element(&element, t->dtype) == 0);
-    const uint64_t count = t->bytes / mr_element_bytes(element);
-    *out = NULL;
-    mr_status status = mr_tensor_map(&map, model, t, 0, t->bytes, err);
+    const bool known = mr_dtype_element(&element, t->dtype) == 0;
+    assert(known);
+    const mr_status status = mr_tensor_map(&map, model, t, 0, t->bytes, err);
     if (status != MR_OK) return status;
-    status = mr_try_alloc(&data, (size_t)count, sizeof(float), name, err);
-    if (status == MR_OK) {
-        *out = data;
-        for (uint64_t i = 0; i < count; i++) (*out)[i] = mr_element_at(map.data, element, i);
-    }
+    const uint64_t count = t->bytes / mr_element_bytes(element);
+    for (uint64_t i = 0; i < count; i++) out[i] = mr_element_at(map.data, element, i);
     mr_mapping_close(&map);
+    return MR_OK;
+}
+
+static mr_status load_parts(float **out, const mr_model *model, const mr_tensor *const *parts,
+                            uint32_t part_count, mr_err *err) {
+    uint64_t count = 0, at = 0;
+    void *data;
+    *out = NULL;
+    for (uint32_t i = 0; i < part_count; i++)
+        count += parts[i]->bytes / mr_dtype_bytes(parts[i]->dtype);
+    mr_status status = mr_try_alloc(&data, (size_t)count, sizeof(float), parts[0]->name, err);
+    if (status != MR_OK) return status;
+    *out = data;
+    for (uint32_t i = 0; i < part_count && status == MR_OK; i++) {
+        status = add_floats(*out + at, model, parts[i], err);
+        at += parts[i]->bytes / mr_dtype_bytes(parts[i]->dtype);
+    }
     return status;
+}
+
+mr_status mr_load_floats(float **out, const mr_model *model, const char *name, mr_err *err) {
+    const mr_tensor *t = mr_model_find(model, name);
+    assert(t);
+    return load_parts(out, model, &t, 1, err);
+}
+
+mr_status mr_load_vector(float **out, const mr_model *model, mr_vector_role role, uint32_t index,
+                         mr_err *err) {
+    const mr_tensor *parts[MR_VECTOR_PARTS_MAX];
+    const uint32_t count = mr_vector_of(parts, model, role, index);
+    *out = NULL;
+    return count ? load_parts(out, model, parts, count, err) : MR_OK;
 }
