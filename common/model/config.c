@@ -91,7 +91,8 @@ static const char *const read_fields[] = {"d_model",
                                           "mem_query_bias",
                                           "mem_q_for_each_tucker_rank",
                                           "mem_tucker_rank",
-                                          "mem_tucker_multihead"};
+                                          "mem_tucker_multihead",
+                                          "quantization_config"};
 
 typedef enum { ALWAYS, WITH_MOE, WITH_QK_NORM } condition;
 
@@ -437,6 +438,7 @@ static mr_status read_all(mr_config *c, const json_t *root, mr_err *err) {
     TRY(read_block(c, root, err));
     TRY(check_fixed(root, c, err));
     TRY(read_memory(c, root, err));
+    TRY(mr_quant_config_parse(&c->quant, root, err));
     return check_unknown(root, err);
 }
 
@@ -458,6 +460,7 @@ mr_status mr_config_parse(mr_config *out, const char *json, size_t bytes, const 
 
 void mr_config_free(mr_config *config) {
     free(config->insertions);
+    mr_quant_config_free(&config->quant);
     *config = (mr_config){0};
 }
 

@@ -9,6 +9,7 @@
 #define MR_MODEL_CONFIG_H
 #include "common/base/limits.h"
 #include "common/base/status.h"
+#include "common/model/quant_config.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -58,6 +59,8 @@ typedef struct {
     uint32_t mem_tucker_rank, mem_tucker_cores; /* as stated; 0: not stated, the tensors tell */
     mr_insertion *insertions;                   /* [memory_count], in map order */
     uint32_t memory_count;
+
+    mr_quant_config quant; /* how tensors are stored */
 } mr_config;
 
 /* json: the text of config.json; what: its name for sentences. *out is zeroed on failure. */

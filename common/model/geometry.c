@@ -113,23 +113,36 @@ static mr_status check_selection(const mr_memory_layer *l, uint32_t i, mr_err *e
     return MR_OK;
 }
 
-static mr_status set_table(mr_geometry *g, uint32_t index, const mr_tensor *values,
-                           const mr_tensor *pre, mr_err *err) {
-    mr_table_shape *t = &g->tables[index];
-    if (values->shape[0] > UINT32_MAX)
+/* A table's side: its rows as they are stored. */
+static mr_status need_rows(mr_geometry *g, const mr_tensor **out, mr_storage *storage,
+                           const char *name, uint64_t rows, uint64_t width, mr_err *err) {
+    TRY(find(g, out, name, err));
+    const mr_tensor *t = *out;
+    TRY(mr_quant_config_storage(storage, &g->config->quant, name, t->dtype, err));
+    TRY(check_type(t, FLOATS, err));
+    const uint64_t columns = storage->block ? mr_storage_bytes(*storage, width) : width;
+    if (t->dims == 2 && t->shape[0] == rows && t->shape[1] == columns) return MR_OK;
+    char found[200], stored[80] = "";
+    shape_text(found, sizeof(found), t->dims, t->shape);
+    if (storage->block)
+        snprintf(stored, sizeof(stored), ": %llu columns stored as %s", (unsigned long long)width,
+                 mr_storage_name(mr_storage_type_of(*storage)));
+    return mr_fail(err, MR_ERR_FORMAT, "tensor %s has shape %s, expected [%llu, %llu]%s", name,
+                   found, (unsigned long long)rows, (unsigned long long)columns, stored);
+}
+
+/* values and, where pre_width is not 0, pre-values of table `index`. */
+static mr_status set_table(mr_geometry *g, uint32_t index, const char *values, uint64_t rows,
+                           uint64_t width, const char *pre_values, uint64_t pre_width,
+                           mr_err *err) {
+    mr_table_shape t = {.rows = rows, .width = (uint32_t)width, .pre_width = (uint32_t)pre_width};
+    TRY(need_rows(g, &t.values, &t.storage, values, rows, width, err));
+    if (pre_width)
+        TRY(need_rows(g, &t.pre_values, &t.pre_storage, pre_values, rows, pre_width, err));
+    if (rows > UINT32_MAX)
         return mr_fail(err, MR_ERR_LIMIT, "tensor %s has %llu rows, at most 2^32 - 1 are addressed",
-                       values->name, (unsigned long long)values->shape[0]);
-    *t = (mr_table_shape){.values = values,
-                          .pre_values = pre,
-                          .rows = values->shape[0],
-                          .width = (uint32_t)values->shape[1],
-                          .pre_width = pre ? (uint32_t)pre->shape[1] : 0};
-    TRY(check_type(values, FLOATS, err));
-    mr_dtype_element(&t->storage.element, values->dtype);
-    if (pre) {
-        TRY(check_type(pre, FLOATS, err));
-        mr_dtype_element(&t->pre_storage.element, pre->dtype);
-    }
+                       values, (unsigned long long)rows);
+    g->tables[index] = t;
     if (index >= g->table_count) g->table_count = index + 1;
     return MR_OK;
 }
@@ -138,23 +151,20 @@ static mr_status check_pkm(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     mr_memory_layer *l = &g->layers[i];
     const uint64_t n = c->mem_knum, d = c->d_model, h = c->mem_head, kdim = c->mem_kdim;
-    const mr_tensor *values;
     char name[128];
     TRY(check_selection(l, i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(2 * h * n, kdim), err));
     TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.weight"), SHAPE(h * 2 * kdim, d), err));
     if (c->mem_query_bias)
         TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.bias"), SHAPE(h * 2 * kdim), err));
-    TRY(need(g, &values, FLOATS, MEM("values.weight"), SHAPE(n * n, d), err));
     l->table = i;
-    return set_table(g, i, values, NULL, err);
+    return set_table(g, i, MEM("values.weight"), n * n, d, NULL, 0, err);
 }
 
 static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     const uint64_t n = c->mem_knum, d = c->d_model, h = c->mem_head, kdim = c->mem_kdim;
     const uint64_t v = c->mem_vdim;
-    const mr_tensor *values;
     char name[128];
     TRY(check_selection(&g->layers[i], i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(h, 2, n, kdim), err));
@@ -164,10 +174,9 @@ static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
     TRY(need(g, NULL, FLOATS, MEM("values_proj.weight"), SHAPE(d, v), err));
     if (g->find(g->context, MEM("keys_norm.weight"))) /* in the file, without effect */
         TRY(need(g, NULL, FLOATS, name, SHAPE(kdim), err));
-    TRY(need(g, &values, FLOATS, "transformer.full_memory_layer.values_for_look_up",
-             SHAPE(n * n, v), err));
     g->layers[i].table = 0;
-    return set_table(g, 0, values, NULL, err);
+    return set_table(g, 0, "transformer.full_memory_layer.values_for_look_up", n * n, v, NULL, 0,
+                     err);
 }
 
 /* R from the keys, M from the number of cores. */
@@ -216,7 +225,7 @@ static mr_status check_tucker(mr_geometry *g, uint32_t i, mr_err *err) {
 static mr_status check_v1(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     mr_memory_layer *l = &g->layers[i];
-    const mr_tensor *projection, *values;
+    const mr_tensor *projection;
     const uint64_t d = c->d_model, v = c->mem_vdim;
     char name[128];
     TRY(find(g, &projection, MEM("values_proj.weight"), err)); /* E = columns / vdim */
@@ -235,9 +244,8 @@ static mr_status check_v1(mr_geometry *g, uint32_t i, mr_err *err) {
     TRY(check_selection(l, i, err));
     TRY(need(g, NULL, FLOATS, MEM("query_proj.weight"), SHAPE(2ull * c->mem_kdim, d), err));
     TRY(check_tucker(g, i, err));
-    TRY(need(g, &values, FLOATS, MEM("values_for_look_up"), SHAPE(l->reach_rows, v), err));
     l->table = i;
-    return set_table(g, i, values, NULL, err);
+    return set_table(g, i, MEM("values_for_look_up"), l->reach_rows, v, NULL, 0, err);
 }
 
 static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
@@ -246,7 +254,6 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
     const uint64_t d = c->d_model, v = c->mem_vdim, pre = c->mem_pre_vdim;
     const uint64_t own = (uint64_t)c->mem_knum * c->mem_knum;
     const uint64_t rows = own * c->memory_count; /* A: the ring all layers share */
-    const mr_tensor *values, *pre_values = NULL;
     char name[128];
     const uint32_t side = (uint32_t)sqrt((double)rows * c->mem_share_ratio); /* knum', floor */
     const uint32_t kx = c->mem_key_expand;
@@ -270,15 +277,10 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
     const uint64_t query_rows = (c->mem_query_per_rank ? 2ull * l->rank : 2ull) * c->mem_kdim;
     TRY(need(g, NULL, FLOATS, MEM("query_proj.weight"), SHAPE(query_rows, d), err));
     TRY(need(g, NULL, FLOATS, MEM("values_proj.weight"), SHAPE(d, l->slots_out * v), err));
-    TRY(need(g, &values, FLOATS, "transformer.full_memory_layer.values_for_look_up", SHAPE(rows, v),
-             err));
-    if (pre) {
-        TRY(need(g, NULL, FLOATS, MEM("pre_values_proj.weight"), SHAPE(pre, d), err));
-        TRY(need(g, &pre_values, FLOATS, "transformer.full_memory_layer.pre_values_for_look_up",
-                 SHAPE(rows, pre), err));
-    }
+    if (pre) TRY(need(g, NULL, FLOATS, MEM("pre_values_proj.weight"), SHAPE(pre, d), err));
     l->table = 0;
-    return set_table(g, 0, values, pre_values, err);
+    return set_table(g, 0, "transformer.full_memory_layer.values_for_look_up", rows, v,
+                     "transformer.full_memory_layer.pre_values_for_look_up", pre, err);
 }
 
 static mr_status check_memory(mr_geometry *g, uint32_t i, mr_err *err) {
