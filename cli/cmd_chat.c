@@ -14,6 +14,7 @@ typedef struct {
     const char *system, *grid, *isa;
     int64_t threads;
     mr_local_sampling sampling;
+    mr_draft_settings speculation;
 } arguments;
 
 typedef struct {
@@ -121,7 +122,8 @@ static int run(const char *command, const char *model, const arguments *a) {
                                                    .threads = (uint32_t)a->threads,
                                                    .isa = a->isa,
                                                    .grid = a->grid,
-                                                   .quiet = !is_terminal}};
+                                                   .quiet = !is_terminal},
+                                      .speculation = a->speculation};
     mr_status status = mr_local_sampling_check(&a->sampling, &err);
     if (status == MR_OK) status = mr_local_open(&local, &options, &err);
     if (status != MR_OK) return mr_cli_fail(command, status, &err);
@@ -161,6 +163,7 @@ int mr_cmd_chat(int argc, char **argv) {
         {"min-p", 0, MR_OPT_DOUBLE, &s->min_p, 0, 1, "X", "the model's own default, or 0.05"},
         {"seed", 0, MR_OPT_INT, &s->seed, 0, 9e18, "N", "the same seed gives the same answers"},
         {"stop", 0, MR_OPT_LIST, &s->stops, 0, 0, "TEXT", "end before this text; may be repeated"},
+        MR_DRAFT_SETTINGS(&a.speculation),
         {"threads", 't', MR_OPT_INT, &a.threads, 0, MR_MAX_THREADS, "N",
          "compute threads; 0: one per core"},
         {"grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW", "cut the tables; 1x1 (answers are equal)"},

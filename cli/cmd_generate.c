@@ -15,6 +15,7 @@ typedef struct {
     int64_t threads;
     bool json, chat;
     mr_local_sampling sampling;
+    mr_draft_settings speculation;
 } arguments;
 
 static void print(const char *text, size_t bytes) {
@@ -105,7 +106,8 @@ static int run(const char *command, const char *model, const arguments *a) {
                                                    .threads = (uint32_t)a->threads,
                                                    .isa = a->isa,
                                                    .grid = a->grid,
-                                                   .quiet = a->json}};
+                                                   .quiet = a->json},
+                                      .speculation = a->speculation};
     mr_status status = mr_local_sampling_check(&a->sampling, &err);
     if (status == MR_OK) status = read_prompt(&prompt, a->prompt, &err);
     if (status == MR_OK) status = mr_local_open(&local, &options, &err);
@@ -138,6 +140,7 @@ int mr_cmd_generate(int argc, char **argv) {
         {"chat", 'c', MR_OPT_FLAG, &a.chat, 0, 0, NULL,
          "the text is a user's message: answer it, by the model's chat template"},
         {"json", 0, MR_OPT_FLAG, &a.json, 0, 0, NULL, "print one JSON object at the end"},
+        MR_DRAFT_SETTINGS(&a.speculation),
         {"threads", 't', MR_OPT_INT, &a.threads, 0, MR_MAX_THREADS, "N",
          "compute threads; 0: one per core"},
         {"grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW", "cut the tables; 1x1 (the text is equal)"},

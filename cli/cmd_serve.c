@@ -15,6 +15,7 @@ typedef struct {
     int64_t port, threads, kv_blocks, step_tokens, step_sequences, max_queue, max_connections;
     int64_t ready_fd;
     bool two_trips;
+    mr_draft_settings speculation;
 } arguments;
 
 static mr_front *_Atomic front_to_stop;
@@ -40,6 +41,7 @@ static int run(const char *command, const char *model, const arguments *a) {
                      .two_trips = a->two_trips},
         .name = a->name,
         .queue_max = (uint32_t)a->max_queue,
+        .speculation = a->speculation,
         .answers_wanted = 16,
     };
     mr_status status = mr_local_open(&local, &options, &err);
@@ -85,6 +87,7 @@ int mr_cmd_serve(int argc, char **argv) {
          "most tokens of a step; 0: the engine's own"},
         {"step-sequences", 0, MR_OPT_INT, &a.step_sequences, 0, MR_MAX_STEP_SEQUENCES, "N",
          "most answers written at once; 0: the engine's own"},
+        MR_DRAFT_SETTINGS(&a.speculation),
         {"max-queue", 0, MR_OPT_INT, &a.max_queue, 1, MR_MAX_QUEUED_REQUESTS, "N",
          "requests that may wait, then 429; 256"},
         {"max-connections", 0, MR_OPT_INT, &a.max_connections, 1, MR_MAX_HTTP_CONNECTIONS, "N",

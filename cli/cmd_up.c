@@ -53,6 +53,7 @@ static int parse(mr_up_settings *s, int argc, char **argv) {
         {"kv-blocks", 0, MR_OPT_INT, &s->kv_blocks, 0, 1 << 30, "N",
          "KV cache blocks of 16 tokens (0: 16 contexts or 1 GiB)"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
+        MR_DRAFT_SETTINGS(&s->speculation),
         {"name", 0, MR_OPT_TEXT, &s->name, 0, 0, "NAME",
          "name of this cluster, for `memrack status` and `memrack down` (default)"},
         {"fabric", 0, MR_OPT_TEXT, &s->fabric, 0, 0, "KIND",
@@ -89,6 +90,9 @@ static int parse(mr_up_settings *s, int argc, char **argv) {
 }
 
 static mr_status check(const mr_up_settings *s, mr_err *err) {
+    mr_draft_options draft;
+    const mr_status status = mr_draft_settings_read(&draft, &s->speculation, err);
+    if (status != MR_OK) return status;
     if (s->is_static && (s->replicas > 1 || s->workers > 1 || s->stages > 1 || s->coordinators > 1))
         return mr_fail(err, MR_ERR_ARGUMENT,
                        "--static has one worker, one stage, one replica and one coordinator; "
@@ -175,6 +179,12 @@ void mr_up_add_number(mr_up_arguments *list, const char *name, int64_t value) {
     char text[32];
     snprintf(text, sizeof(text), "%lld", (long long)value);
     mr_up_add(list, name, text);
+}
+
+void mr_up_add_speculation(mr_up_arguments *list, const mr_up *up) {
+    if (up->s.speculation.tokens_max > 0)
+        mr_up_add_number(list, "--speculate", up->s.speculation.tokens_max);
+    mr_up_add(list, "--draft", up->s.speculation.kind);
 }
 
 void mr_up_arguments_free(mr_up_arguments *list) {

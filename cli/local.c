@@ -48,7 +48,8 @@ static uint32_t choose_kv_blocks(const mr_model *model, uint32_t answers) {
     return (uint32_t)(blocks > context ? blocks : context);
 }
 
-static mr_status start(mr_local *local, const mr_local_options *o, mr_err *err) {
+static mr_status start(mr_local *local, const mr_local_options *o, const mr_draft_options *draft,
+                       mr_err *err) {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
         return mr_fail(err, MR_ERR_IO, "socket pair: %s", strerror(errno));
@@ -64,21 +65,24 @@ static mr_status start(mr_local *local, const mr_local_options *o, mr_err *err) 
                                   .tokenizer = local->served->tokenizer,
                                   .context_tokens = local->served->context_tokens,
                                   .queue_max = o->queue_max,
-                                  .step_timeout_ms = STEP_TIMEOUT_MS};
+                                  .step_timeout_ms = STEP_TIMEOUT_MS,
+                                  .draft = *draft};
     return mr_core_open(&local->core, &core, err);
 }
 
 mr_status mr_local_open(mr_local **out, const mr_local_options *options, mr_err *err) {
     mr_local *local = mr_alloc(sizeof(*local));
     mr_embedded_options embedded = options->embedded;
+    mr_draft_options draft;
     *out = NULL;
-    mr_status status = mr_model_open(&embedded.model, embedded.model_directory, err);
+    mr_status status = mr_draft_settings_read(&draft, &options->speculation, err);
+    if (status == MR_OK) status = mr_model_open(&embedded.model, embedded.model_directory, err);
     if (status == MR_OK && embedded.kv_blocks == 0)
         embedded.kv_blocks = choose_kv_blocks(embedded.model, options->answers_wanted);
     if (status == MR_OK) status = mr_embedded_open(&local->embedded, &embedded, err);
     if (status == MR_OK)
         status = mr_served_open(&local->served, local->embedded.model, options->name, err);
-    if (status == MR_OK) status = start(local, options, err);
+    if (status == MR_OK) status = start(local, options, &draft, err);
     if (status != MR_OK) {
         mr_local_close(local);
         return status;

@@ -16,6 +16,7 @@ typedef struct {
     mr_embedded_options embedded; /* kv_blocks 0: four contexts or so, by their size */
     const char *name;             /* for clients; NULL: the folder's */
     uint32_t queue_max;
+    mr_draft_settings speculation;
     uint32_t answers_wanted; /* contexts the KV cache should hold, if that is not too much; 0: 1 */
 } mr_local_options;
 

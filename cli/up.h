@@ -8,6 +8,7 @@
 #include "cli/up_process.h"
 #include "common/model/manifest.h"
 #include "common/model/model.h"
+#include "coordinator/draft.h"
 
 enum { MR_UP_GRACE_MS = 3000, MR_UP_LOG_LINES = 8 };
 
@@ -15,6 +16,7 @@ typedef struct {
     const char *model, *grid, *host, *isa, *name, *run_folder, *hosts, *ssh, *table, *fabric;
     int64_t memshards, replicas, workers, stages, coordinators, threads, port, kv_blocks;
     int64_t ready_timeout_s;
+    mr_draft_settings speculation;
     bool is_static, no_restart, is_run;
 } mr_up_settings;
 
@@ -38,6 +40,8 @@ typedef struct {
 void mr_up_program(mr_up_arguments *list, const mr_up *up, const char *role);
 void mr_up_add(mr_up_arguments *list, const char *name, const char *value); /* NULL: left out */
 void mr_up_add_number(mr_up_arguments *list, const char *name, int64_t value);
+/* What `up` passes on to every coordinator. */
+void mr_up_add_speculation(mr_up_arguments *list, const mr_up *up);
 void mr_up_arguments_free(mr_up_arguments *list);
 
 /* Threads for each of `count` workers beside `shards` memshards on this machine. */

@@ -218,6 +218,7 @@ static void add_coordinators(run *r) {
         mr_up_add(&p->arguments, "--host", s->host);
         mr_up_add_number(&p->arguments, "--port", s->port == 0 ? 0 : s->port + i);
         mr_up_add(&p->arguments, "--allow-same-host", "");
+        mr_up_add_speculation(&p->arguments, r->up);
     }
 }
 

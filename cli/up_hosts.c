@@ -223,6 +223,9 @@ static char *member_command(const plan *p, const entry *e, const mr_up_settings 
     if (e->role == HOST_COORDINATOR) {
         append(&c, " --host %s", e->host);
         append(&c, " --port %s", number);
+        if (s->speculation.tokens_max > 0)
+            append(&c, " --speculate %lld", (long long)s->speculation.tokens_max);
+        if (s->speculation.kind) append(&c, " --draft %s", s->speculation.kind);
         return c;
     }
     append(&c, " --listen %s", e->host);

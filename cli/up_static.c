@@ -115,6 +115,7 @@ static mr_status start_coordinator(cluster *c, mr_err *err) {
     mr_up_add(&list, "--worker", c->children[c->shard_count].address);
     mr_up_add(&list, "--host", c->up->s.host);
     mr_up_add_number(&list, "--port", c->up->s.port);
+    mr_up_add_speculation(&list, c->up);
     mr_status status = start(c, "coordinator", 0, &list, err);
     if (status == MR_OK) status = wait_ready(c, err);
     if (status == MR_OK)

@@ -145,6 +145,7 @@ static void free_core(mr_core *core) {
             next = g->next;
             core_group_free(core, g);
         }
+    mr_drafts_close(core->drafts);
     if (core->wake_event) event_free(core->wake_event);
     if (core->timer) event_free(core->timer);
     if (core->base) event_base_free(core->base);
@@ -172,6 +173,8 @@ static mr_core *new_core(const mr_core_options *o) {
     core->lost_wait_ms = or_else(o->lost_wait_ms, LOST_WAIT_MS);
     core->has_forwarder = o->forwarder != NULL;
     if (o->forwarder) core->forwarder = *o->forwarder;
+    core->speculate = o->draft.tokens_max;
+    if (core->speculate > 0) core->drafts = mr_drafts_open(&o->draft);
     const ssize_t got = getrandom(&core->hash_seed, sizeof(core->hash_seed), GRND_NONBLOCK);
     (void)got;
     core->inbox_end = &core->inbox;

@@ -17,10 +17,17 @@
  * of its requests says (mr_lost_policy); any other error ends the requests that were in it, with
  * the worker's sentence.
  *
+ * Where speculation is on, a step of decoding answers brings guesses of their next tokens
+ * (draft.h). The step samples at each of them what would have been sampled anyway, so answers, log
+ * probabilities, events and their order are the same with and without. A step that fails with
+ * guesses in it is run again without them first; none are made while steps may be degraded, nor for
+ * a worker that speaks version 1.
+ *
  * Every submitted request gets exactly one end event, whatever happens. */
 #ifndef MR_COORDINATOR_CORE_H
 #define MR_COORDINATOR_CORE_H
 #include "common/net/fabric.h"
+#include "coordinator/draft.h"
 #include "coordinator/forward.h"
 #include "coordinator/metrics.h"
 #include "coordinator/request.h"
@@ -41,6 +48,7 @@ typedef struct {
     mr_lost_policy lost;           /* default of requests; DEFAULT: wait */
     uint32_t lost_wait_ms;         /* 0: 2 s */
     const mr_forwarder *forwarder; /* copied; NULL: none */
+    mr_draft_options draft;        /* tokens_max 0: no speculation */
 } mr_core_options;
 
 /* With a link the session is open on return; with an address the core connects in the background.

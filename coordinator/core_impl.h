@@ -5,11 +5,13 @@
  *   core_groups.c   groups that come, change and go; which one a request goes to; all deadlines
  *   core_link.c     a group's link: frames in and out, connecting again
  *   core_request.c  requests becoming sequences, tokens becoming answers, forwarded ones
- *   core_step.c     steps, their results and failures */
+ *   core_step.c     steps, their results and failures
+ *   core_draft.c    guesses that go along with a step (draft.h) */
 #ifndef MR_COORDINATOR_CORE_IMPL_H
 #define MR_COORDINATOR_CORE_IMPL_H
 #include "common/base/limits.h"
 #include "coordinator/core.h"
+#include "coordinator/draft.h"
 #include "coordinator/models.h"
 #include "coordinator/scheduler.h"
 
@@ -34,9 +36,11 @@ typedef struct {
     int64_t last_token_ns;
     bool is_complete;
     bool is_noted, is_counted; /* its cached tokens: in this group, and for the client */
-    bool is_sampled;           /* the step that is out has sampled it: */
-    mr_token_entry result;
-    uint64_t step_logits; /* how many have come in the step that is out */
+    uint32_t result_count;     /* tokens the step that is out has sampled: */
+    mr_token_entry *results;   /* [1 + speculate] */
+    uint32_t speculate;        /* most tokens drafted for it in a step */
+    mr_draft *draft;           /* its text; NULL: none drafted yet */
+    uint64_t step_logits;      /* how many have come in the step that is out */
 } core_answer;
 
 struct core_live {
@@ -54,6 +58,7 @@ struct core_live {
     mr_lost_policy lost;
     uint32_t lost_wait_ms;
     uint64_t generated, cached;
+    mr_speculation speculation;
     int64_t submitted_ns;
     int64_t wait_until_ns;     /* without a group, how long; 0: it has one */
     int64_t trouble_ns;        /* since when its steps fail; 0: they do not */
@@ -69,6 +74,7 @@ struct core_live {
 typedef struct {
     const mr_plan *plan;
     uint64_t id;
+    uint32_t drafted; /* tokens of it */
     bool may_degrade, is_degraded;
 } core_step;
 
@@ -105,6 +111,8 @@ struct core_group {
     int64_t progress_ns;         /* of the steps that are out */
     int64_t degrade_until_ns;    /* steps that may degrade do not try without first */
     int64_t stale_until_ns;      /* it has seen another owner */
+    mr_draft_cost cost;          /* of its steps */
+    uint32_t draftless_steps;    /* so many steps do without drafts */
     bool has_been_up;
     pthread_t connector;
     bool has_connector;
@@ -143,6 +151,8 @@ struct mr_core {
     mr_forwarder forwarder;
     bool has_forwarder;
     uint64_t hash_seed;
+    mr_drafts *drafts;  /* NULL: no speculation; what is in there belongs to the core's thread */
+    uint32_t speculate; /* most tokens drafted for any answer in a step */
     pthread_t thread;
     int wake_fd;
     mr_metrics metrics;
@@ -214,8 +224,16 @@ mr_status core_attach(mr_core *core, core_group *group, core_live *live, mr_err 
 void core_detach(core_live *live);
 mr_status core_forward(mr_core *core, core_live *live, mr_err *err);
 void core_take_forwarded(mr_core *core, const mr_forward_event *event);
-void core_take_token(mr_core *core, core_answer *answer); /* answer->result; may end the request */
+/* May end the request. */
+void core_take_token(mr_core *core, core_answer *answer, const mr_token_entry *result);
 void core_close_answer(core_answer *answer);
+
+/* core_draft.c */
+uint32_t core_speculate(const mr_core *core, const mr_request *request);    /* most tokens a step */
+uint32_t core_draft(mr_core *core, core_group *group, const mr_plan *plan); /* how many it added */
+void core_count_drafts(mr_core *core, core_group *group, const mr_plan *plan, uint64_t step_ns);
+/* The step failed; true: it is run again without guesses before anybody hears of it. */
+bool core_forgives_drafts(core_group *group, const core_step *step);
 
 /* core_step.c */
 void core_pump(mr_core *core, core_group *group);          /* sends what may be out */

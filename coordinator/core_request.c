@@ -39,6 +39,10 @@ void core_close_answer(core_answer *answer) {
     unschedule(answer);
     mr_stream_close(answer->stream);
     answer->stream = NULL;
+    mr_draft_close(answer->draft);
+    answer->draft = NULL;
+    free(answer->results);
+    answer->results = NULL;
     answer->is_complete = true;
 }
 
@@ -78,6 +82,7 @@ void core_end(mr_core *core, core_live *live, mr_status status, const char *sent
         .prompt_tokens = r->tokens.count,
         .generated_tokens = live->generated,
         .cached_tokens = live->cached,
+        .speculation = live->speculation,
         .is_degraded = live->is_degraded,
         .logits = status == MR_OK ? live->logits : NULL,
         .logit_columns = live->logit_columns,
@@ -181,7 +186,9 @@ static void open_answer(mr_core *core, core_live *live, uint32_t index, const in
                             .id = core->next_answer_id++,
                             .prompt = prompt,
                             .prompt_count = count,
-                            .new_tokens = new_tokens};
+                            .new_tokens = new_tokens,
+                            .speculate = core_speculate(core, r)};
+    answer->results = mr_alloc_array(1 + answer->speculate, sizeof(*answer->results));
     const mr_tokenizer *tokenizer = served ? served->tokenizer : core->tokenizer;
     if (r->is_forwarded) tokenizer = NULL;
     if (!r->logits) answer->stream = mr_stream_open(tokenizer, r->stops, r->logprobs);
@@ -315,7 +322,7 @@ static bool tell(core_answer *answer, int32_t token, const mr_stream_part *part,
     return r->sink(r->context, &event);
 }
 
-static void observe_token(mr_core *core, core_answer *answer) {
+static void observe_token(mr_core *core, core_answer *answer, int32_t token) {
     const int64_t now = mr_now_ns();
     if (answer->last_token_ns != 0)
         mr_observe(&core->metrics.inter_token, now - answer->last_token_ns);
@@ -324,26 +331,27 @@ static void observe_token(mr_core *core, core_answer *answer) {
     answer->last_token_ns = now;
     answer->generated++;
     answer->live->generated++;
-    mr_token_list_add(&answer->tokens, answer->result.token);
+    mr_token_list_add(&answer->tokens, token);
+    if (answer->draft) mr_draft_push(answer->draft, token);
     mr_count(&core->metrics.generated_tokens, 1);
 }
 
 /* A token has come: text, stop, length. */
-void core_take_token(mr_core *core, core_answer *answer) {
+void core_take_token(mr_core *core, core_answer *answer, const mr_token_entry *result) {
     core_live *live = answer->live;
-    const int32_t token = answer->result.token;
+    const int32_t token = result->token;
     mr_finish finish = MR_FINISH_NONE;
     mr_stream_part part = {"", 0, NULL, 0, false};
     bool is_read = true;
-    observe_token(core, answer);
+    observe_token(core, answer, token);
     if (is_stop_id(live->request, token)) {
         finish = MR_FINISH_STOP;
         if (live->request->is_forwarded) {
-            part = mr_stream_push(answer->stream, &answer->result);
+            part = mr_stream_push(answer->stream, result);
             is_read = tell(answer, token, &part, MR_FINISH_NONE);
         }
     } else {
-        part = mr_stream_push(answer->stream, &answer->result);
+        part = mr_stream_push(answer->stream, result);
         if (part.stopped)
             finish = MR_FINISH_STOP;
         else if (answer->generated == answer->new_tokens)
@@ -425,7 +433,5 @@ void core_take_forwarded(mr_core *core, const mr_forward_event *event) {
     }
     if (event->answer >= live->answer_count || live->answers[event->answer].is_complete) return;
     live->wait_until_ns = 0;
-    core_answer *answer = &live->answers[event->answer];
-    answer->result = event->entry;
-    core_take_token(core, answer);
+    core_take_token(core, &live->answers[event->answer], &event->entry);
 }

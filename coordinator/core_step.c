@@ -36,6 +36,7 @@ static void write_sequence(mr_wire_sequence *out, const mr_plan_entry *entry) {
         .choice = answer->index % r->choices,
         .output_position = answer->generated,
         .logprobs = r->logprobs ? r->top_logprobs : 0,
+        .drafted = entry->drafted,
     };
 }
 
@@ -75,7 +76,7 @@ static void count_cached(mr_core *core, core_answer *answer) {
 static void note_step(mr_core *core, const mr_plan *plan) {
     for (uint32_t i = 0; i < plan->count; i++) {
         core_answer *answer = plan->entries[i].owner;
-        answer->is_sampled = false;
+        answer->result_count = 0;
         answer->step_logits = 0;
         if (!answer->is_noted) count_cached(core, answer);
         if (answer->live->is_started) continue;
@@ -95,6 +96,7 @@ static bool send_step(mr_core *core, core_group *group, const mr_plan *plan) {
                         .may_degrade = plan->kind == DEGRADING_KIND && group->wire_version >= 2 &&
                                        now < group->degrade_until_ns};
     if (group->steps_out == 1) group->progress_ns = now;
+    step->drafted = core_draft(core, group, plan);
     note_step(core, plan);
     const mr_wire_header header = {.type = MR_FRAME_STEP,
                                    .request = step->id,
@@ -155,6 +157,16 @@ static mr_status find_entry(const core_step *step, uint64_t id, const mr_plan_en
                    "the worker answers for a sequence that was not in the step");
 }
 
+/* The worker samples up to the first token that is not the drafted one. */
+static bool has_all_samples(const mr_plan_entry *entry) {
+    const core_answer *answer = entry->owner;
+    const uint32_t count = answer->result_count;
+    if (!entry->samples || count == 0) return !entry->samples;
+    const uint32_t first = entry->token_count - entry->drafted; /* drafted token */
+    return count > entry->drafted ||
+           answer->results[count - 1].token != entry->tokens[first + count - 1];
+}
+
 mr_status core_sampled(core_group *group, core_step *step, const mr_frame *frame, mr_err *err) {
     mr_sampled_view view;
     const mr_plan_entry *entry;
@@ -164,15 +176,15 @@ mr_status core_sampled(core_group *group, core_step *step, const mr_frame *frame
     if (group->wire_version >= 2 && (view.fixed->flags & MR_SAMPLED_DEGRADED))
         step->is_degraded = true;
     if (!entry) return MR_OK;
-    if (!entry->samples || (uint32_t)view.fixed->token >= group->info.vocab_size)
+    if (has_all_samples(entry) || (uint32_t)view.fixed->token >= group->info.vocab_size)
         return mr_fail(err, MR_ERR_FORMAT, "the worker sampled token %d where it should not have",
                        view.fixed->token);
     core_answer *answer = entry->owner;
-    answer->is_sampled = true;
-    answer->result = (mr_token_entry){.token = view.fixed->token,
-                                      .logprob = view.fixed->logprob,
-                                      .top_count = view.fixed->top_count};
-    memcpy(answer->result.top, view.top, view.fixed->top_count * sizeof(*view.top));
+    mr_token_entry *result = &answer->results[answer->result_count++];
+    *result = (mr_token_entry){.token = view.fixed->token,
+                               .logprob = view.fixed->logprob,
+                               .top_count = view.fixed->top_count};
+    memcpy(result->top, view.top, view.fixed->top_count * sizeof(*view.top));
     return MR_OK;
 }
 
@@ -200,7 +212,7 @@ mr_status core_logits(core_group *group, core_step *step, const mr_frame *frame,
 static bool has_all_results(const core_group *group, const mr_plan_entry *entry) {
     if (!entry->sequence) return true;
     const core_answer *answer = entry->owner;
-    if (entry->samples && !answer->is_sampled) return false;
+    if (!has_all_samples(entry)) return false;
     return !answer->live->logits ||
            answer->step_logits == (uint64_t)entry->token_count * group->info.logit_columns;
 }
@@ -240,6 +252,14 @@ static void note_success(const mr_plan *plan, bool is_degraded) {
     }
 }
 
+/* The tokens a step has sampled for an answer, until it ends. */
+static void take_results(mr_core *core, const mr_plan_entry *entry) {
+    core_answer *answer = entry->owner;
+    const uint32_t count = answer->result_count;
+    for (uint32_t i = 0; i < count && entry->sequence; i++)
+        core_take_token(core, answer, &answer->results[i]);
+}
+
 mr_status core_done(mr_core *core, core_group *group, core_step *step, const mr_frame *frame,
                     mr_err *err) {
     mr_done_view view;
@@ -252,6 +272,7 @@ mr_status core_done(mr_core *core, core_group *group, core_step *step, const mr_
     const core_step done = take_step(group, step);
     const bool is_degraded = done.is_degraded || (view.more && view.more->degraded > 0);
     count_done(core, group, plan, &view);
+    core_count_drafts(core, group, plan, view.fixed->step_ns);
     if (is_degraded) mr_count(&core->metrics.degraded_steps, 1);
     note_success(plan, is_degraded);
     mr_scheduler_commit(group->scheduler, plan, is_degraded);
@@ -260,7 +281,7 @@ mr_status core_done(mr_core *core, core_group *group, core_step *step, const mr_
         if (!entry->sequence) continue; /* gone: with its request, maybe a moment ago */
         core_answer *answer = entry->owner;
         if (entry->samples)
-            core_take_token(core, answer);
+            take_results(core, entry);
         else if (answer->live->logits &&
                  entry->position + entry->token_count == answer->prompt_count) {
             core_live *live = answer->live;
@@ -311,6 +332,10 @@ void core_step_failed(mr_core *core, core_group *group, core_step *step, mr_stat
     const core_step failed = take_step(group, step);
     const mr_plan *plan = failed.plan;
     mr_scheduler_abandon(group->scheduler, plan);
+    if (core_forgives_drafts(group, &failed)) {
+        mr_count(&core->metrics.step_retries, 1);
+        return;
+    }
     if (may_pass(status)) mr_count(&core->metrics.step_retries, 1);
     const bool degrades = may_pass(status) && plan->kind == DEGRADING_KIND && !failed.may_degrade &&
                           group->wire_version >= 2;

@@ -176,7 +176,9 @@ static try *new_try(mr_remote *remote, const mr_forward_job *job, const mr_membe
                          .stop_id_count = r->stop_id_count,
                          .lost = (mr_control_lost)r->lost,
                          .has_lost_wait = r->has_lost_wait,
-                         .lost_wait_ms = r->lost_wait_ms};
+                         .lost_wait_ms = r->lost_wait_ms,
+                         .has_speculate = r->has_speculate,
+                         .speculate = r->speculate};
     memcpy(g->stop_ids, r->stop_ids, r->stop_id_count * sizeof(int32_t));
     return t;
 }

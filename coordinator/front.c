@@ -199,7 +199,7 @@ static void take_part(call *c, const mr_event *e) {
 
 static mr_reply_figures figures_of(const mr_event *e) {
     return (mr_reply_figures){e->prompt_tokens, e->generated_tokens, e->cached_tokens,
-                              e->is_degraded};
+                              e->speculation, e->is_degraded};
 }
 
 static void end_stream(call *c, const mr_event *e) {

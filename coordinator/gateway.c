@@ -75,6 +75,8 @@ static mr_request *make_request(const mr_generation *g) {
     r->lost = (mr_lost_policy)g->lost;
     r->has_lost_wait = g->has_lost_wait;
     r->lost_wait_ms = g->lost_wait_ms;
+    r->has_speculate = g->has_speculate;
+    r->speculate = g->speculate;
     r->is_forwarded = true;
     r->digest = g->digest;
     r->resumed_tokens = mr_alloc_array(answers, sizeof(uint32_t));

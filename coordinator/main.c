@@ -24,6 +24,7 @@ typedef struct {
     int64_t port, ready_fd, max_queue, max_connections, step_timeout_ms, drain_timeout_s;
     int64_t worker_wait_ms, silence_ms, lost_wait_ms, replace_after_s;
     mr_agent_settings agent;
+    mr_draft_settings speculation;
     bool allow_same_host;
 } arguments;
 
@@ -68,6 +69,7 @@ static mr_status parse(arguments *a, int argc, char **argv, mr_err *err) {
          "fail, wait or degrade, where a request does not say; wait"},
         {"lost-wait-ms", 0, MR_OPT_INT, &a->lost_wait_ms, 1, 600000, "N",
          "how long a request waits for a lost partition, then 503; 2000"},
+        MR_DRAFT_SETTINGS(&a->speculation),
         MR_AGENT_OPTIONS(&a->agent),
         {"allow-same-host", 0, MR_OPT_FLAG, &a->allow_same_host, 0, 0, NULL,
          "in a cluster: replicas may share a machine, for tests on one"},
@@ -156,6 +158,7 @@ static mr_status open_program(program *p, const arguments *a, mr_err *err) {
         p->conductor ? mr_conductor_forwarder(p->conductor) : (mr_forwarder){0};
     core.forwarder = p->conductor ? &forwarder : NULL;
     status = parse_policy(&core.lost, a->lost, err);
+    if (status == MR_OK) status = mr_draft_settings_read(&core.draft, &a->speculation, err);
     if (status == MR_OK) status = mr_core_open(&p->core, &core, err);
     if (status != MR_OK) return status;
     if (!p->conductor) set_workers(p, a);

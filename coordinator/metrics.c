@@ -149,6 +149,12 @@ static void write_cluster(mr_text *out, const mr_metrics *m) {
         &m->degraded_requests);
     one(out, "memrack_cached_prompt_tokens_total", "counter",
         "Prompt tokens found in the KV cache.", &m->cached_tokens);
+    one(out, "memrack_speculation_drafted_tokens_total", "counter",
+        "Guessed tokens that steps verified.", &m->drafted_tokens);
+    one(out, "memrack_speculation_accepted_tokens_total", "counter", "Of these, right ones.",
+        &m->accepted_tokens);
+    one(out, "memrack_speculation_steps_total", "counter", "Steps with guessed tokens.",
+        &m->verifying_steps);
     one(out, "memrack_retrieval_hedges_total", "counter", "Retrievals sent to a second replica.",
         &m->hedges);
     one(out, "memrack_retrieval_resends_total", "counter", "Retrievals sent again on suspicion.",

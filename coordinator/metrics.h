@@ -39,6 +39,7 @@ typedef struct {
     _Atomic uint64_t reconnects, failovers, step_retries, forwarded;
     _Atomic uint64_t degraded_steps, degraded_requests;
     _Atomic uint64_t cached_tokens; /* prompt tokens that were not computed again */
+    _Atomic uint64_t drafted_tokens, accepted_tokens, verifying_steps; /* of speculation */
     _Atomic uint64_t hedges, resends, cache_hits, cache_misses; /* of retrieval, in workers */
     _Atomic uint64_t layer_wait_ns[MR_LAYER_SERIES];
     _Atomic uint64_t layers;            /* how many of them are in use */

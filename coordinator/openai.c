@@ -370,13 +370,13 @@ static bool read_model(mr_api_call *call, mr_models *models, const json_t *root,
     return false;
 }
 
-/* memrack: {"on_lost_partition": "fail" | "wait" | "degrade", "wait_ms": N}. */
+/* memrack: {"on_lost_partition": "fail" | "wait" | "degrade", "wait_ms": N, "speculate": N}. */
 static bool read_memrack(mr_api_call *call, const json_t *root, mr_api_error *error) {
     static const char *const policies[] = {"", "fail", "wait", "degrade"};
     mr_request *r = call->request;
     json_t *own = json_object_get(root, "memrack"), *value;
     const char *name;
-    int64_t wait_ms = -1;
+    int64_t wait_ms = -1, speculate = -1;
     if (!own || json_is_null(own)) return true;
     if (!json_is_object(own))
         return openai_refuse(error, "memrack", "memrack must be an object, not %s",
@@ -390,10 +390,14 @@ static bool read_memrack(mr_api_call *call, const json_t *root, mr_api_error *er
                 return openai_refuse(error, "memrack.on_lost_partition",
                                      "memrack.on_lost_partition must be \"fail\", \"wait\" or "
                                      "\"degrade\"");
-        } else if (strcmp(name, "wait_ms") != 0)
+        } else if (strcmp(name, "wait_ms") != 0 && strcmp(name, "speculate") != 0)
             return openai_refuse(error, "memrack",
-                                 "memrack has on_lost_partition and wait_ms, and nothing else");
+                                 "memrack has on_lost_partition, wait_ms and speculate, and "
+                                 "nothing else");
     }
+    if (!read_int(&speculate, own, "speculate", 0, MR_MAX_DRAFT_TOKENS, error)) return false;
+    r->has_speculate = call->tells_speculation = speculate >= 0;
+    r->speculate = speculate >= 0 ? (uint32_t)speculate : 0;
     if (!read_int(&wait_ms, own, "wait_ms", 0, LOST_WAIT_MAX_MS, error)) return false;
     if (wait_ms >= 0 && r->lost == MR_LOST_FAIL)
         return openai_refuse(error, "memrack.wait_ms",

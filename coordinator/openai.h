@@ -25,8 +25,9 @@ typedef struct {
 typedef struct {
     bool is_chat, is_stream, include_usage, echo;
     bool logprobs;
-    mr_request *request;  /* without sink, with its model; owned until taken (set NULL then) */
-    mr_text *prompt_text; /* [prompt_count] for echo, else NULL */
+    bool tells_speculation; /* memrack.speculate is given: the usage says what came of it */
+    mr_request *request;    /* without sink, with its model; owned until taken (set NULL then) */
+    mr_text *prompt_text;   /* [prompt_count] for echo, else NULL */
     uint32_t prompt_count;
     uint32_t unknown_fields;
     char unknown_name[MR_FIELD_NAME_BYTES]; /* of one of them, made printable */

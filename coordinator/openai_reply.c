@@ -41,7 +41,8 @@ void mr_reply_head_init(mr_reply_head *out, const mr_serving *model, const mr_ap
                            .is_chat = call->is_chat,
                            .is_stream = call->is_stream,
                            .include_usage = call->include_usage,
-                           .logprobs = call->logprobs};
+                           .logprobs = call->logprobs,
+                           .tells_speculation = call->tells_speculation};
     int at = snprintf(out->id, sizeof(out->id), "%s", call->is_chat ? "chatcmpl-" : "cmpl-");
     for (size_t i = 0; i < sizeof(random); i++)
         at += snprintf(out->id + at, sizeof(out->id) - (size_t)at, "%02x", random[i]);
@@ -57,14 +58,27 @@ static void begin(mr_text *out, const mr_reply_head *head) {
     mr_text_add_string(out, ",\"choices\":[");
 }
 
-static void add_usage(mr_text *out, const mr_reply_figures *f) {
+static void add_own_usage(mr_text *out, const mr_reply_head *head, const mr_reply_figures *f) {
+    const mr_speculation *s = &f->speculation;
+    if (!head->tells_speculation) {
+        if (f->is_degraded) mr_text_add_string(out, degraded_mark);
+        return;
+    }
+    mr_text_format(out,
+                   ",\"memrack\":{%s\"speculation\":{\"steps\":%llu,\"drafted_tokens\":%llu,"
+                   "\"accepted_tokens\":%llu}}",
+                   f->is_degraded ? "\"degraded\":true," : "", (unsigned long long)s->steps,
+                   (unsigned long long)s->drafted, (unsigned long long)s->accepted);
+}
+
+static void add_usage(mr_text *out, const mr_reply_head *head, const mr_reply_figures *f) {
     mr_text_format(out,
                    "{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,\"total_tokens\":%llu,"
                    "\"prompt_tokens_details\":{\"cached_tokens\":%llu}}",
                    (unsigned long long)f->prompt_tokens, (unsigned long long)f->generated_tokens,
                    (unsigned long long)(f->prompt_tokens + f->generated_tokens),
                    (unsigned long long)f->cached_tokens);
-    if (f->is_degraded) mr_text_add_string(out, degraded_mark);
+    add_own_usage(out, head, f);
 }
 
 static void add_finish(mr_text *out, mr_finish finish) {
@@ -190,7 +204,7 @@ void mr_reply_whole(mr_text *out, const mr_reply_head *head, const mr_reply_answ
         mr_text_add(out, "}", 1);
     }
     mr_text_add_string(out, "],\"usage\":");
-    add_usage(out, figures);
+    add_usage(out, head, figures);
     mr_text_add(out, "}", 1);
 }
 
@@ -241,7 +255,7 @@ void mr_reply_part(mr_text *out, const mr_reply_head *head, uint32_t answer, con
 void mr_reply_usage(mr_text *out, const mr_reply_head *head, const mr_reply_figures *figures) {
     begin_chunk(out, head);
     mr_text_add_string(out, "],\"usage\":");
-    add_usage(out, figures);
+    add_usage(out, head, figures);
     mr_text_add_string(out, "}\n\n");
 }
 

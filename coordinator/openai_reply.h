@@ -11,14 +11,16 @@ typedef struct {
     const mr_serving *model; /* borrowed */
     char id[40];             /* "cmpl-..." or "chatcmpl-..." */
     int64_t created;
-    bool is_chat, is_stream, include_usage, logprobs;
+    bool is_chat, is_stream, include_usage, logprobs, tells_speculation;
 } mr_reply_head;
 
 void mr_reply_head_init(mr_reply_head *out, const mr_serving *model, const mr_api_call *call);
 
-/* What a request came to. A degraded one is marked "memrack": {"degraded": true}. */
+/* What a request came to. A degraded one is marked "memrack": {"degraded": true}; where it is asked
+ * for, "speculation": {"steps": N, "drafted_tokens": N, "accepted_tokens": N} stands there. */
 typedef struct {
     uint64_t prompt_tokens, generated_tokens, cached_tokens;
+    mr_speculation speculation;
     bool is_degraded;
 } mr_reply_figures;
 

@@ -10,6 +10,12 @@
 #include "common/base/hash.h"
 #include "coordinator/stream.h"
 
+/* What speculation did for a request: steps that verified something, tokens drafted in them, and of
+ * these, accepted. */
+typedef struct {
+    uint64_t steps, drafted, accepted;
+} mr_speculation;
+
 typedef enum { MR_FINISH_NONE, MR_FINISH_STOP, MR_FINISH_LENGTH } mr_finish;
 
 typedef struct {
@@ -27,6 +33,7 @@ typedef struct {
     const char *sentence;
     uint64_t prompt_tokens, generated_tokens; /* of the whole request */
     uint64_t cached_tokens;                   /* prompt tokens that were in the cache already */
+    mr_speculation speculation;
     bool is_degraded; /* some rows counted as zero so far; of finishing events and of the end */
     float *logits;    /* [prompts][tokens][columns]: taken over by the sink; free() */
     uint32_t logit_columns;
@@ -62,6 +69,9 @@ typedef struct {
     mr_stop_set *stops; /* owned; NULL: none */
     int32_t stop_ids[MR_MAX_STOP_IDS];
     uint32_t stop_id_count;
+
+    bool has_speculate; /* else the server's, which is the most in any case */
+    uint32_t speculate; /* most tokens drafted in a step */
 
     bool logits;
     uint32_t chunk_tokens, single_from; /* as mr_sequence_spec's */

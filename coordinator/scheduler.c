@@ -25,6 +25,7 @@ typedef struct {
 } slot;
 
 struct mr_sequence {
+    mr_scheduler *scheduler;
     mr_sequence_spec spec;
     mr_sequence *next, *previous; /* in the line */
     slot *slot;                   /* of the last plan it was in */
@@ -32,7 +33,10 @@ struct mr_sequence {
     uint32_t position;  /* tokens in the cache */
     uint32_t generated; /* tokens appended */
     uint32_t cached;    /* tokens found at the start */
-    int32_t last_token;
+    /* The last token and those drafted behind it; of these, [ahead, ahead_end) are in the cache and
+     * may yet be appended. */
+    int32_t fed[1 + MR_MAX_DRAFT_TOKENS];
+    uint32_t ahead, ahead_end;
     int32_t recent[BLOCK]; /* appended tokens, by position modulo BLOCK */
     prefix *shared;
     uint32_t block_count;
@@ -128,6 +132,7 @@ mr_sequence *mr_scheduler_add(mr_scheduler *s, const mr_sequence_spec *spec) {
     mr_sequence *q = mr_alloc(sizeof(*q));
     assert(spec->prompt_count > 0 && spec->kind < 2);
     assert(mr_scheduler_fits(s, tokens_of(spec), NULL) == MR_OK);
+    q->scheduler = s;
     q->spec = *spec;
     q->block_count = (uint32_t)blocks_for(tokens_of(spec));
     if (spec->leader) {
@@ -244,15 +249,27 @@ static uint32_t chunk_of(const mr_sequence *q) {
     return count;
 }
 
+/* What a STEP of the plan takes, with room for so many more sequences. */
+static uint64_t frame_bytes(const mr_plan *plan, uint32_t more) {
+    return sizeof(mr_wire_step) + (uint64_t)(plan->count + more) * sizeof(mr_wire_sequence) +
+           4ull * (plan->tokens + plan->blocks);
+}
+
+/* A token that ends the answer is never fed, so none is drafted where it may be. */
+static uint32_t drafts_max(const mr_sequence *q) {
+    const uint32_t after_next = q->generated + 1;
+    if (after_next >= q->spec.new_tokens) return 0;
+    const uint32_t left = q->spec.new_tokens - after_next;
+    return left < MR_MAX_DRAFT_TOKENS ? left : MR_MAX_DRAFT_TOKENS;
+}
+
 /* Adds at most `wanted` tokens of q to the plan; false: no room for even one. */
 static bool put(const mr_scheduler *s, slot *to, mr_sequence *q, uint32_t wanted) {
     mr_plan *plan = &to->plan;
     const uint32_t room = s->options.step_tokens - plan->tokens;
     if (wanted > room) wanted = room;
     if (wanted == 0 || plan->count == s->step_max) return false;
-    const uint64_t used = sizeof(mr_wire_step) +
-                          (uint64_t)(plan->count + 1) * sizeof(mr_wire_sequence) +
-                          4ull * (plan->tokens + plan->blocks);
+    const uint64_t used = frame_bytes(plan, 1);
     uint32_t blocks = 0;
     for (;; wanted /= 2) { /* a smaller piece may still fit into the frame */
         if (wanted == 0) return false;
@@ -264,18 +281,51 @@ static bool put(const mr_scheduler *s, slot *to, mr_sequence *q, uint32_t wanted
         .sequence = q,
         .owner = q->spec.owner,
         .id = q->spec.id,
-        .tokens = decoding ? &q->last_token : q->spec.prompt + q->position,
+        .tokens = decoding ? q->fed : q->spec.prompt + q->position,
         .blocks = q->blocks,
         .position = q->position,
         .token_count = wanted,
         .block_count = blocks,
         .samples = q->spec.new_tokens > 0 && q->position + wanted == known_tokens(q),
+        .drafts_max = decoding ? drafts_max(q) : 0,
     };
     plan->tokens += wanted;
     plan->blocks += blocks;
     q->slot = to;
     q->is_out = true;
+    q->ahead = q->ahead_end = 0;
     return true;
+}
+
+static slot *slot_of(mr_scheduler *s, const mr_plan *plan) {
+    slot *to = s->slots;
+    while (&to->plan != plan) to++;
+    assert(to->is_out);
+    return to;
+}
+
+uint32_t mr_scheduler_draft(mr_scheduler *s, const mr_plan *plan, uint32_t index,
+                            const int32_t *tokens, uint32_t count) {
+    slot *to = slot_of(s, plan);
+    mr_plan_entry *e = &to->entries[index];
+    const uint64_t used = frame_bytes(plan, 0);
+    uint32_t blocks = 0;
+    assert(index < plan->count && e->sequence && e->drafted == 0 && count <= e->drafts_max);
+    if (count > s->options.step_tokens - plan->tokens)
+        count = s->options.step_tokens - plan->tokens;
+    for (; count > 0; count--) {
+        blocks = (uint32_t)blocks_for(e->position + 1ull + count);
+        if (used + 4ull * (count + blocks - e->block_count) <= s->options.frame_bytes) break;
+    }
+    if (count == 0) return 0;
+    assert(blocks <= e->sequence->block_count);
+    memcpy(e->sequence->fed + 1, tokens, count * sizeof(*tokens));
+    to->plan.tokens += count;
+    to->plan.blocks += blocks - e->block_count;
+    e->block_count = blocks;
+    e->token_count += count;
+    e->drafted = count;
+    return count;
 }
 
 /* An equal part of the decoding sequences for each plan that can be out. */
@@ -336,11 +386,15 @@ static void publish(mr_scheduler *s, mr_sequence *q) {
     }
 }
 
+/* So many more of its known tokens are in the cache. */
+static void advance(mr_scheduler *s, mr_sequence *q, uint32_t tokens) {
+    move_to(s, q, q->position + tokens);
+    if (!q->is_tainted && !q->spec.uncached) publish(s, q);
+}
+
 /* Back from being out; NULL entries are of sequences that have gone. */
 static slot *take_back(mr_scheduler *s, const mr_plan *plan) {
-    slot *from = s->slots;
-    while (&from->plan != plan) from++;
-    assert(from->is_out);
+    slot *from = slot_of(s, plan);
     from->is_out = false;
     s->plans_out--;
     for (uint32_t i = 0; i < plan->count; i++)
@@ -351,11 +405,12 @@ static slot *take_back(mr_scheduler *s, const mr_plan *plan) {
 void mr_scheduler_commit(mr_scheduler *s, const mr_plan *plan, bool is_tainted) {
     const slot *from = take_back(s, plan);
     for (uint32_t i = 0; i < plan->count; i++) {
-        mr_sequence *q = from->entries[i].sequence;
-        if (!q) continue;
-        q->is_tainted |= is_tainted;
-        move_to(s, q, q->position + from->entries[i].token_count);
-        if (!q->is_tainted && !q->spec.uncached) publish(s, q);
+        const mr_plan_entry *e = &from->entries[i];
+        if (!e->sequence) continue;
+        e->sequence->is_tainted |= is_tainted;
+        e->sequence->ahead = 1;
+        e->sequence->ahead_end = 1 + e->drafted;
+        advance(s, e->sequence, e->token_count - e->drafted);
     }
 }
 
@@ -365,8 +420,13 @@ void mr_scheduler_abandon(mr_scheduler *s, const mr_plan *plan) {
 
 void mr_sequence_append(mr_sequence *q, int32_t token) {
     assert(q->generated < q->spec.new_tokens && q->position == known_tokens(q));
-    q->last_token = q->recent[q->position % BLOCK] = token;
+    const bool is_there = q->ahead < q->ahead_end && q->fed[q->ahead++] == token;
+    q->fed[0] = q->recent[q->position % BLOCK] = token;
     q->generated++;
+    if (is_there)
+        advance(q->scheduler, q, 1);
+    else
+        q->ahead_end = 0;
 }
 
 void mr_sequence_hold(mr_sequence *q, bool is_held) {

@@ -11,6 +11,11 @@
  * evenly, so that every stage of a pipeline has something to do. A plan holds sequences of one kind
  * only; two kinds take turns.
  *
+ * Behind the token of a decoding sequence a plan may bring drafted ones (draft.h), as far as the
+ * step has room once everybody has got what is due to him. When the step is committed they are in
+ * the cache, but count for nothing: a token that is appended and equals the next of them is found
+ * there, at the first that does not the rest are forgotten and written over.
+ *
  * Full KV blocks of committed tokens are published (scheduler_blocks.h), and a prompt starts behind
  * the longest run of published blocks it begins with; its last token is always computed anew. What
  * a tainted step computed, and all behind it, is never published. The n choices of a prompt: the
@@ -69,10 +74,12 @@ typedef struct {
     mr_sequence *sequence; /* NULL: removed since the plan was made, be it committed or not */
     void *owner;
     uint64_t id;
-    const int32_t *tokens;  /* [token_count] */
+    const int32_t *tokens;  /* [token_count], the drafted ones at the end */
     const uint32_t *blocks; /* [block_count] */
     uint32_t position, token_count, block_count;
-    bool samples; /* a new token follows from this step */
+    bool samples;        /* a new token follows from this step */
+    uint32_t drafted;    /* mr_scheduler_draft; then up to 1 + drafted new tokens do */
+    uint32_t drafts_max; /* how many may be drafted: the answer has room for no more */
 } mr_plan_entry;
 
 typedef struct {
@@ -85,12 +92,17 @@ typedef struct {
  * out. The plan holds until the first one made after it was committed or abandoned; an entry's
  * tokens and blocks until its sequence is removed. */
 const mr_plan *mr_scheduler_plan(mr_scheduler *scheduler);
+/* Adds drafted tokens to the index-th entry, once, as many of count <= drafts_max as the step has
+ * room for; returns how many. The plan was made just now. */
+uint32_t mr_scheduler_draft(mr_scheduler *scheduler, const mr_plan *plan, uint32_t index,
+                            const int32_t *tokens, uint32_t count);
 /* The plan's tokens are in the cache. is_tainted: they, and what comes behind them in these
  * sequences, are not to be shared. */
 void mr_scheduler_commit(mr_scheduler *scheduler, const mr_plan *plan, bool is_tainted);
 void mr_scheduler_abandon(mr_scheduler *scheduler, const mr_plan *plan); /* they are not */
 
-/* The token sampled for a sequence whose samples entry was committed: its next input. */
+/* The token sampled for a sequence whose samples entry was committed: its next input. Where tokens
+ * were drafted: all that were sampled, one after the other. */
 void mr_sequence_append(mr_sequence *sequence, int32_t token);
 /* A held sequence is in no further plan until it is let go. */
 void mr_sequence_hold(mr_sequence *sequence, bool is_held);

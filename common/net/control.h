@@ -136,6 +136,8 @@ typedef struct {
     mr_control_lost lost;
     bool has_lost_wait;
     uint32_t lost_wait_ms;
+    bool has_speculate;
+    uint32_t speculate; /* most tokens drafted in a step */
 } mr_generation;
 
 /* One token of one answer; or the end of the whole, which is the last. */

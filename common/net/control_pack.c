@@ -475,6 +475,8 @@ mr_packed mr_pack_generation(const mr_generation *g) {
     r.lost_partition = text_of(lost_names[(unsigned)g->lost & 3]);
     r.has_lost_wait = g->has_lost_wait;
     r.lost_wait_ms = g->lost_wait_ms;
+    r.has_speculate = g->has_speculate;
+    r.speculate = g->speculate;
     const mr_packed packed = pack(&r);
     free(complete);
     return packed;
@@ -541,6 +543,8 @@ static mr_status check_sampling(const Memrack__Control__GenerateRequest *r, mr_e
     if (r->lost_wait_ms > LOST_WAIT_MS_MAX)
         return mr_fail(err, MR_ERR_RANGE, "a request that waits %u ms for lost rows",
                        r->lost_wait_ms);
+    if (r->speculate > MR_MAX_DRAFT_TOKENS)
+        return mr_fail(err, MR_ERR_LIMIT, "a request with %u drafted tokens a step", r->speculate);
     return check_tokens(r->stop_ids, r->n_stop_ids, err);
 }
 
@@ -587,6 +591,8 @@ mr_status mr_unpack_generation(mr_message *m, mr_generation *g, const uint8_t *d
     g->lost = (mr_control_lost)lost;
     g->has_lost_wait = r->has_lost_wait;
     g->lost_wait_ms = r->lost_wait_ms;
+    g->has_speculate = r->has_speculate;
+    g->speculate = r->speculate;
     return MR_OK;
 }
 

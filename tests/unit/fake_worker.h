@@ -31,6 +31,10 @@ typedef struct {
     atomic_bool hang_up_always; /* at every step */
     atomic_bool rows_lost;      /* steps fail; those that may degrade go through, and say so */
     atomic_uint owner_epoch;    /* steps of a lower one are stale */
+    atomic_bool drafts_fail;    /* steps with drafted tokens do, with error_status */
+    atomic_bool says_too_much;  /* one SAMPLED more than it should */
+    atomic_uint version;        /* of the wire, the highest it speaks; 0: this build's */
+    atomic_uint drafted;        /* tokens so far */
     atomic_uint stages;         /* what it says of itself */
     atomic_uint lag;            /* so many steps are done before the first is answered */
     atomic_uint most_out;       /* steps in its hands at a time */
@@ -66,12 +70,9 @@ static inline void fake_logits(mr_link *link, uint64_t request, const mr_wire_se
     }
 }
 
-static inline void fake_sample(fake_worker *w, mr_link *link, uint64_t request,
-                               const mr_wire_sequence *s, const uint32_t *blocks, uint32_t flags) {
+static inline void fake_say(mr_link *link, uint64_t request, const mr_wire_sequence *s,
+                            int32_t token, uint32_t flags) {
     const mr_wire_header header = {.type = MR_FRAME_SAMPLED, .request = request};
-    const uint32_t at = s->output_position + s->choice + (uint32_t)(s->seed % 1000);
-    const uint32_t known = s->position + s->token_count - s->output_position; /* the prompt's */
-    const int32_t token = *fake_slot(w, blocks, at % known);
     uint8_t room[sizeof(mr_wire_sampled) + MR_MAX_LOGPROBS * sizeof(mr_wire_logprob)];
     const mr_wire_sampled fixed = {s->id, token, -0.5f, s->logprobs, flags};
     memcpy(room, &fixed, sizeof(fixed));
@@ -81,6 +82,22 @@ static inline void fake_sample(fake_worker *w, mr_link *link, uint64_t request,
     }
     mr_link_send(link, &header, room,
                  (uint32_t)(sizeof(fixed) + s->logprobs * sizeof(mr_wire_logprob)));
+}
+
+/* tokens: of the sequence in this step. */
+static inline void fake_sample(fake_worker *w, mr_link *link, uint64_t request,
+                               const mr_wire_sequence *s, const int32_t *tokens,
+                               const uint32_t *blocks, uint32_t flags) {
+    const uint32_t first = s->token_count - s->drafted;              /* drafted token */
+    const uint32_t known = s->position + first - s->output_position; /* the prompt's */
+    int32_t token = 0;
+    for (uint32_t i = 0; i <= s->drafted; i++) {
+        const uint32_t at = s->output_position + i + s->choice + (uint32_t)(s->seed % 1000);
+        token = *fake_slot(w, blocks, at % known);
+        fake_say(link, request, s, token, flags);
+        if (i < s->drafted && tokens[first + i] != token) break;
+    }
+    if (w->says_too_much) fake_say(link, request, s, token, flags);
 }
 
 static inline void fake_step(fake_worker *w, mr_link *link, const mr_frame *frame) {
@@ -100,7 +117,10 @@ static inline void fake_step(fake_worker *w, mr_link *link, const mr_frame *fram
     }
     const uint32_t flags =
         w->rows_lost && (step.flags & MR_STEP_MAY_DEGRADE) ? MR_SAMPLED_DEGRADED : 0;
-    if (number == w->error_at || (w->rows_lost && flags == 0)) {
+    uint32_t drafted = 0;
+    for (uint32_t i = 0; i < step.sequence_count; i++) drafted += step.sequences[i].drafted;
+    atomic_fetch_add(&w->drafted, drafted);
+    if ((drafted > 0 && w->drafts_fail) || number == w->error_at || (w->rows_lost && flags == 0)) {
         mr_link_send_error(link, request, w->error_status ? w->error_status : MR_ERR_UNAVAILABLE,
                            "memshard 1 of 2 is gone");
         return;
@@ -121,7 +141,7 @@ static inline void fake_step(fake_worker *w, mr_link *link, const mr_frame *fram
             if (s->flags & MR_SEQUENCE_LOGITS)
                 fake_logits(link, request, s, s->position + t, tokens[t]);
         }
-        if (s->flags & MR_SEQUENCE_SAMPLE) fake_sample(w, link, request, s, blocks, flags);
+        if (s->flags & MR_SEQUENCE_SAMPLE) fake_sample(w, link, request, s, tokens, blocks, flags);
         tokens += s->token_count;
         blocks += s->block_count;
     }
@@ -140,8 +160,11 @@ static inline void fake_serve(fake_worker *w, int fd) {
                                       .step_tokens_max = 64,
                                       .step_sequences_max = 8,
                                       .stages = (uint16_t)w->stages};
-    const mr_session_offer offer = {
-        .role = MR_ROLE_WORKER, .tail = &info, .tail_bytes = sizeof(info)};
+    const mr_session_offer offer = {.version_min = w->version ? MR_WIRE_VERSION_MIN : 0,
+                                    .version_max = (uint16_t)w->version,
+                                    .role = MR_ROLE_WORKER,
+                                    .tail = &info,
+                                    .tail_bytes = sizeof(info)};
     mr_link *link = mr_link_from_fd(fd, "fake coordinator");
     mr_frame frame;
     mr_err err;

@@ -531,7 +531,9 @@ static mr_generation good_generation(void) {
                            .stop_id_count = 2,
                            .lost = MR_CONTROL_LOST_DEGRADE,
                            .has_lost_wait = true,
-                           .lost_wait_ms = 1500};
+                           .lost_wait_ms = 1500,
+                           .has_speculate = true,
+                           .speculate = 6};
 }
 
 static void check_seen(const member *m) {
@@ -539,10 +541,8 @@ static void check_seen(const member *m) {
     assert_memory_equal(&s->digest, &g.digest, sizeof(g.digest));
     assert_true(s->temperature == g.temperature && s->top_p == g.top_p && s->min_p == g.min_p);
     assert_true(s->seed == g.seed && s->logprobs && s->lost == g.lost && s->has_lost_wait);
-    assert_int_equal(s->lost_wait_ms, 1500);
-    assert_int_equal(s->stop_ids[1], 4);
-    assert_int_equal(s->top_k, 40);
-    assert_int_equal(s->new_tokens, 16);
+    assert_true(s->lost_wait_ms == 1500 && s->has_speculate && s->speculate == 6);
+    assert_true(s->stop_ids[1] == 4 && s->top_k == 40 && s->new_tokens == 16);
     assert_memory_equal(m->seen_tokens, tokens, sizeof(tokens));
     assert_memory_equal(m->seen_generated, generated, sizeof(generated));
     assert_memory_equal(m->seen_counts, generated_tokens, sizeof(generated_tokens));
@@ -641,8 +641,8 @@ static void test_bad_generations(void **state) {
     mr_err err = {{0}};
     static const int32_t negative[] = {5, -6, 7}, huge[] = {5, 1 << 30, 7};
     static const uint32_t none[] = {3, 0}, short_sum[] = {1, 1}, wraps[] = {4294967295u, 4};
-    mr_generation bad[14];
-    for (size_t i = 0; i < 14; i++) bad[i] = good_generation();
+    mr_generation bad[15];
+    for (size_t i = 0; i < 15; i++) bad[i] = good_generation();
     bad[0].tokens = negative;
     bad[1].tokens = huge;
     bad[2].prompt_tokens = none;
@@ -656,8 +656,8 @@ static void test_bad_generations(void **state) {
     bad[10].new_tokens = 0;
     bad[11].top_logprobs = 21;
     bad[12].lost_wait_ms = UINT32_MAX;
-    bad[13].model = "a b";
-    for (size_t i = 0; i < 14; i++) {
+    bad[13].model = "a b", bad[14].speculate = MR_MAX_DRAFT_TOKENS + 1;
+    for (size_t i = 0; i < 15; i++) {
         const mr_packed packed = mr_pack_generation(&bad[i]);
         mr_message m;
         mr_generation g;

@@ -373,6 +373,43 @@ static void test_several_models(void **state) {
     mr_models_set(models, &serving, 1);
 }
 
+static void test_speculation(void **state) {
+    (void)state;
+    static const row rows[] = {
+        {"{\"prompt\":\"x\",\"memrack\":{\"speculate\":-1}}", "speculate"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"speculate\":33}}", "speculate"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"speculate\":2.5}}", "speculate"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"speculate\":true}}", "speculate"},
+        {"{\"prompt\":\"x\",\"memrack\":{\"speculate\":0}}", NULL},
+    };
+    static const char body[] = "{\"prompt\":\"x\",\"memrack\":{\"speculate\":5}}";
+    static const char silent[] = "{\"prompt\":\"x\"}";
+    mr_api_call call;
+    mr_api_error error;
+    check_rows(false, rows, sizeof(rows) / sizeof(rows[0]));
+    assert_true(mr_openai_parse(&call, models, false, silent, sizeof(silent) - 1, &error));
+    assert_false(call.request->has_speculate || call.tells_speculation);
+    mr_api_call_free(&call);
+    assert_true(mr_openai_parse(&call, models, false, body, sizeof(body) - 1, &error));
+    assert_true(call.request->has_speculate && call.request->speculate == 5);
+    for (int degraded = 0; degraded < 2; degraded++) {
+        mr_reply_head head;
+        mr_text out = {0};
+        mr_reply_head_init(&head, serving, &call);
+        const mr_reply_figures figures = {3, 2, 1, {4, 9, 7}, degraded};
+        mr_reply_usage(&out, &head, &figures);
+        json_t *root = parsed(&out, 6);
+        const json_t *own = json_object_get(root, "memrack");
+        const json_t *told = json_object_get(own, "speculation");
+        assert_int_equal(json_is_true(json_object_get(own, "degraded")), degraded);
+        assert_int_equal(json_integer_value(json_object_get(told, "steps")), 4);
+        assert_int_equal(json_integer_value(json_object_get(told, "drafted_tokens")), 9);
+        assert_int_equal(json_integer_value(json_object_get(told, "accepted_tokens")), 7);
+        json_decref(root);
+    }
+    mr_api_call_free(&call);
+}
+
 static void test_replies_are_valid_json(void **state) {
     (void)state;
     mr_token_entry entries[2] = {{.token = 5, .logprob = -0.25f, .top_count = 2},
@@ -386,7 +423,7 @@ static void test_replies_are_valid_json(void **state) {
         mr_reply_head head;
         mr_text out = {0};
         mr_reply_head_init(&head, serving, &call);
-        const mr_reply_figures figures = {3, 2, 1, true};
+        const mr_reply_figures figures = {3, 2, 1, .is_degraded = true};
         mr_reply_answer answer = {.entries = entries, .entry_count = 2, .finish = MR_FINISH_STOP};
         mr_text_add_string(&answer.text, odd);
         mr_reply_whole(&out, &head, &answer, 1, &figures);
@@ -423,6 +460,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bodies_that_are_no_request),
         cmocka_unit_test(test_lost_partitions),
+        cmocka_unit_test(test_speculation),
         cmocka_unit_test(test_several_models),
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_numbers),

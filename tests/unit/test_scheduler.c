@@ -306,6 +306,83 @@ static void test_kinds_and_holds(void **state) {
     mr_scheduler_close(s);
 }
 
+static void test_drafts_go_in_last_and_count_when_appended(void **state) {
+    (void)state;
+    int32_t text[64], guess[8];
+    for (int i = 0; i < 64; i++) text[i] = i;
+    mr_scheduler *s = open_small(16, 12, 8);
+    mr_sequence_spec spec = {.id = 1, .prompt = text, .prompt_count = 11, .new_tokens = 40};
+    mr_sequence *a = mr_scheduler_add(s, &spec);
+    const mr_plan *p = mr_scheduler_plan(s);
+    assert_int_equal(p->entries[0].drafts_max, 0); /* a prompt */
+    mr_scheduler_commit(s, p, false);
+    mr_sequence_append(a, 11);
+    for (int i = 0; i < 8; i++) guess[i] = 12 + i;
+    guess[6] = 99;
+    p = mr_scheduler_plan(s);
+    assert_int_equal(p->entries[0].drafts_max, 32);
+    assert_int_equal(mr_scheduler_draft(s, p, 0, guess, 8), 8);
+    assert_int_equal(p->entries[0].token_count, 9);
+    assert_int_equal(p->entries[0].drafted, 8);
+    assert_int_equal(p->entries[0].block_count, 2);
+    assert_int_equal(p->tokens, 9);
+    assert_int_equal(p->blocks, 2);
+    for (int i = 0; i < 7; i++) assert_int_equal(p->entries[0].tokens[i], 11 + i);
+    mr_scheduler_commit(s, p, false);
+    assert_int_equal(mr_scheduler_match(s, text, 64), 0); /* committed are 12 tokens */
+    assert_null(mr_scheduler_plan(s));                    /* it waits for what was sampled */
+    for (int32_t i = 12; i < 18; i++) {
+        mr_sequence_append(a, i); /* found in the cache */
+        assert_null(mr_scheduler_plan(s));
+        assert_int_equal(mr_scheduler_match(s, text, 64), i < 15 ? 0 : 16);
+    }
+    mr_sequence_append(a, 18); /* not the guess */
+    p = mr_scheduler_plan(s);
+    assert_int_equal(p->entries[0].position, 18);
+    assert_int_equal(p->entries[0].token_count, 1);
+    assert_int_equal(p->entries[0].tokens[0], 18);
+    mr_scheduler_abandon(s, p); /* with no draft that could be mistaken for one */
+    spec = (mr_sequence_spec){.id = 2, .prompt = text + 16, .prompt_count = 20, .new_tokens = 1};
+    mr_sequence *b = mr_scheduler_add(s, &spec);
+    p = mr_scheduler_plan(s); /* the prompt takes all the room */
+    assert_int_equal(p->count, 2);
+    assert_int_equal(p->tokens, 12);
+    assert_int_equal(mr_scheduler_draft(s, p, 0, guess, 8), 0);
+    mr_scheduler_commit(s, p, true);
+    mr_sequence_append(a, 19);
+    p = mr_scheduler_plan(s);
+    assert_int_equal(p->tokens, 1 + 9);
+    assert_int_equal(mr_scheduler_draft(s, p, 0, guess, 8), 2);
+    mr_scheduler_abandon(s, p); /* neither these */
+    mr_scheduler_remove(s, b);
+    p = mr_scheduler_plan(s);
+    assert_int_equal(p->entries[0].position, 19);
+    assert_int_equal(p->entries[0].drafted, 0);
+    guess[0] = 20;
+    assert_int_equal(mr_scheduler_draft(s, p, 0, guess, 1), 1);
+    mr_scheduler_remove(s, a); /* in mid-step */
+    mr_scheduler_commit(s, p, false);
+    assert_int_equal(mr_scheduler_look(s).kv_blocks_used, 0);
+    mr_scheduler_close(s);
+}
+
+static void test_no_draft_reaches_beyond_an_answer(void **state) {
+    (void)state;
+    const int32_t guess[8] = {9, 9, 9, 9, 9, 9, 9, 9};
+    mr_scheduler *s = open_small(1, 64, 8); /* 16 tokens, all there is */
+    mr_sequence *a = add(s, 1, 12, 5);
+    mr_scheduler_commit(s, mr_scheduler_plan(s), false);
+    for (uint32_t left = 4; left > 0; left--) {
+        mr_sequence_append(a, 0);
+        const mr_plan *p = mr_scheduler_plan(s);
+        assert_int_equal(p->entries[0].drafts_max, left - 1);
+        assert_int_equal(mr_scheduler_draft(s, p, 0, guess, left - 1), left - 1);
+        mr_scheduler_commit(s, p, false);
+    }
+    mr_scheduler_remove(s, a);
+    mr_scheduler_close(s);
+}
+
 /* --- random timelines ------------------------------------------------------------------------- */
 
 enum { SEQUENCES = 60, KV_BLOCKS = 40, PLANS_MAX = 4, TAINT = 1 << 24, PROMPT_MAX = 200 };
@@ -331,7 +408,7 @@ typedef struct {
     out_plan out[PLANS_MAX];
     int32_t memory[KV_BLOCKS][MR_KV_BLOCK_TOKENS];
     uint32_t added, ended, seed;
-    uint64_t cached;
+    uint64_t cached, accepted;
 } timeline;
 
 static uint32_t random_below(uint32_t *seed, uint32_t bound) {
@@ -357,12 +434,13 @@ static void run_entry(timeline *t, const mr_plan_entry *e, fate f) {
     for (uint32_t i = 0; i < e->position; i++)
         assert_int_equal(*place(t, e, i), w->tokens[i] | (i >= w->tainted_from ? TAINT : 0));
     if (f == FATE_TAINT && e->position < w->tainted_from) w->tainted_from = e->position;
+    const uint32_t known = e->token_count - e->drafted;
     for (uint32_t i = 0; i < e->token_count; i++) {
         const uint32_t at = e->position + i;
-        assert_int_equal(e->tokens[i], w->tokens[at]);
-        *place(t, e, at) = w->tokens[at] | (at >= w->tainted_from ? TAINT : 0);
+        if (i < known) assert_int_equal(e->tokens[i], w->tokens[at]);
+        *place(t, e, at) = e->tokens[i] | (at >= w->tainted_from ? TAINT : 0);
     }
-    assert_int_equal(e->samples, e->position + e->token_count == w->spec.prompt_count + w->sampled);
+    assert_int_equal(e->samples, e->position + known == w->spec.prompt_count + w->sampled);
     w->is_out = true;
 }
 
@@ -412,10 +490,47 @@ static void finish(timeline *t, shadow *w) {
     t->ended++;
 }
 
+/* Guesses, right up to somewhere, for those who decode. */
+static void draft_some(timeline *t, const mr_plan *p) {
+    for (uint32_t i = 0; i < p->count; i++) {
+        const mr_plan_entry *e = &p->entries[i];
+        int32_t guess[MR_MAX_DRAFT_TOKENS];
+        if (e->drafts_max == 0 || random_below(&t->seed, 2) == 0) continue;
+        const uint32_t count = 1 + random_below(&t->seed, e->drafts_max);
+        const uint32_t right = random_below(&t->seed, count + 3);
+        for (uint32_t k = 0; k < count; k++)
+            guess[k] = t->all[e->id].tokens[e->position + 1 + k] + (k >= right);
+        const uint32_t had = p->tokens;
+        const uint32_t got = mr_scheduler_draft(t->s, p, i, guess, count);
+        assert_true(got <= count && p->tokens == had + got && e->drafted == got);
+        assert_true(got == count || p->tokens == t->limits.step_tokens);
+    }
+}
+
+/* What a worker samples: up to the first that is no guess. */
+static void take_samples(timeline *t, shadow *w, const mr_plan_entry *e, const int32_t *guess) {
+    for (uint32_t k = 0; k <= e->drafted; k++) {
+        const int32_t token = w->tokens[w->position];
+        if (++w->sampled == w->spec.new_tokens) {
+            finish(t, w);
+            return;
+        }
+        mr_sequence_append(w->sequence, token);
+        if (k == e->drafted || guess[k] != token) return;
+        w->position++;
+        t->accepted++;
+    }
+}
+
 static void settle(timeline *t, out_plan *o) {
     mr_plan_entry done[16];
     const uint32_t count = o->plan->count;
+    int32_t guesses[16][MR_MAX_DRAFT_TOKENS];
     memcpy(done, o->plan->entries, count * sizeof(*done));
+    for (uint32_t i = 0; i < count; i++)
+        if (done[i].sequence)
+            memcpy(guesses[i], done[i].tokens + done[i].token_count - done[i].drafted,
+                   done[i].drafted * sizeof(int32_t));
     if (o->fate == FATE_ABANDON)
         mr_scheduler_abandon(t->s, o->plan);
     else
@@ -424,13 +539,10 @@ static void settle(timeline *t, out_plan *o) {
         shadow *w = &t->all[done[i].id];
         w->is_out = false;
         if (!done[i].sequence || o->fate == FATE_ABANDON) continue;
-        w->position += done[i].token_count;
+        w->position += done[i].token_count - done[i].drafted;
         if (!done[i].samples) continue;
         assert_true(w->position >= w->spec.prompt_count);
-        if (++w->sampled < w->spec.new_tokens)
-            mr_sequence_append(w->sequence, w->tokens[w->position]);
-        else
-            finish(t, w);
+        take_samples(t, w, &done[i], guesses[i]);
     }
     o->plan = NULL;
 }
@@ -440,6 +552,7 @@ static void plan_one(timeline *t, out_plan *o) {
     if (!p) return;
     const uint32_t mood = random_below(&t->seed, 20);
     *o = (out_plan){p, mood == 1 ? FATE_ABANDON : mood == 2 ? FATE_TAINT : FATE_COMMIT};
+    draft_some(t, p);
     assert_true(p->count >= 1 && p->count <= t->limits.step_sequences);
     assert_true(p->tokens <= t->limits.step_tokens);
     for (uint32_t i = 0; i < p->count; i++) {
@@ -458,7 +571,7 @@ static void hold_somebody(timeline *t) {
     mr_sequence_hold(w->sequence, w->is_held);
 }
 
-static uint64_t run_timeline(uint32_t seed) {
+static uint64_t run_timeline(uint32_t seed, uint64_t *accepted) {
     timeline *t = mr_alloc(sizeof(*t));
     uint32_t steps = 0;
     t->seed = seed;
@@ -483,6 +596,7 @@ static uint64_t run_timeline(uint32_t seed) {
     assert_int_equal(end.running + end.waiting + end.plans, 0);
     assert_int_equal(end.queued_tokens, 0);
     mr_scheduler_close(t->s);
+    *accepted += t->accepted;
     const uint64_t cached = t->cached;
     free(t);
     return cached;
@@ -490,9 +604,10 @@ static uint64_t run_timeline(uint32_t seed) {
 
 static void test_random_timelines(void **state) {
     (void)state;
-    uint64_t cached = 0;
-    for (uint32_t seed = 1; seed <= 300; seed++) cached += run_timeline(seed);
-    assert_true(cached > 300 * 100); /* the interesting case is there */
+    uint64_t cached = 0, accepted = 0;
+    for (uint32_t seed = 1; seed <= 300; seed++) cached += run_timeline(seed, &accepted);
+    assert_true(cached > 300 * 100); /* the interesting cases are there */
+    assert_true(accepted > 300 * 100);
 }
 
 int main(void) {
@@ -507,6 +622,8 @@ int main(void) {
         cmocka_unit_test(test_nothing_tainted_is_shared),
         cmocka_unit_test(test_plans_share_out_the_sequences),
         cmocka_unit_test(test_kinds_and_holds),
+        cmocka_unit_test(test_drafts_go_in_last_and_count_when_appended),
+        cmocka_unit_test(test_no_draft_reaches_beyond_an_answer),
         cmocka_unit_test(test_random_timelines),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
