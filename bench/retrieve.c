@@ -404,7 +404,8 @@ static mr_status gather(bench *b, mr_link *link, uint32_t number, mr_err *err) {
     mr_frame frame;
     mr_status status = mr_retrieve_lay_out(&layout, &fixed, err);
     if (status == MR_OK)
-        status = mr_retrieve_answer_bytes(&answer_bytes, &fixed, b->table.width, 2, err);
+        status = mr_retrieve_answer_bytes(&answer_bytes, &fixed, b->table.width,
+                                          mr_storage_bytes(b->table.storage, b->table.width), err);
     if (status != MR_OK) return status;
     const mr_wire_header header = {.type = MR_FRAME_RETRIEVE, .request = number + 1};
     uint8_t *p = mr_link_begin(link, &header, layout.bytes);

@@ -79,7 +79,7 @@ static mr_status make_question(question *q, const mr_model *model, const mr_mani
     mr_status status = mr_retrieve_lay_out(&q->layout, &q->fixed, err);
     if (status == MR_OK)
         status = mr_retrieve_answer_bytes(&q->answer_bytes, &q->fixed, cell.columns,
-                                          mr_element_bytes(table->storage.element), err);
+                                          mr_storage_bytes(table->storage, cell.columns), err);
     if (status != MR_OK) return status;
     q->answer_type = mr_retrieve_answer_type(&q->fixed);
     for (int v = 0; v < VARIANTS; v++) {

@@ -155,9 +155,8 @@ static mr_status resolve(mr_request *q, const mr_asked *asked, mr_err *err) {
     if (status == MR_OK) status = check_rows(q, err);
     const bool pre = f->mode == MR_RETRIEVE_GATHER_PRE;
     if (status == MR_OK)
-        status = mr_retrieve_answer_bytes(
-            &q->answer_bytes, f, pre ? q->cell->span.pre_columns : q->cell->span.columns,
-            mr_element_bytes(pre ? q->table->pre_storage.element : q->table->storage.element), err);
+        status = mr_retrieve_answer_bytes(&q->answer_bytes, f, q->cell->span.columns,
+                                          q->cell->side[pre].slice.bytes, err);
     return status;
 }
 
@@ -292,8 +291,7 @@ static void gather(const mr_request *q, uint8_t *out) {
     const bool pre = q->view.fixed->mode == MR_RETRIEVE_GATHER_PRE;
     const mr_rows *rows = pre ? &q->pre_values : &q->values;
     const uint32_t *id = pre ? q->pre_row : q->value_row;
-    const uint32_t element_bytes = mr_element_bytes(rows->storage.element);
-    const size_t bytes = (size_t)rows->columns * element_bytes;
+    const size_t bytes = (size_t)q->cell->side[pre].slice.bytes;
     if (bytes == 0) return;
     for (uint32_t j = 0; j < q->view.fixed->entries; j++, out += bytes) {
         const size_t row = (size_t)(id[j] - rows->row_first) * rows->stride;

@@ -3,12 +3,12 @@
  * A cell of every table together is an mr_held: the unit that is loaded, unloaded, scrubbed and
  * found bad. With one width slice (W = 1) its rows are a contiguous range and are mapped from the
  * file, that range only, and read once, so that no request waits for a disk. With more, the rows
- * are streamed once and the slice's columns are kept in memory of our own, row after row: short
- * rows tight, rows of 256 bytes and more on cache lines. A part of a file that does not lie on an
- * element boundary is kept the same way. With a tier (tier.h) rows stay in the file and are fetched
- * when asked for. A table that several layers share is held once. The bytes are known before
- * anything is mapped or allocated, and more than the machine has to give is refused with both
- * figures. What is mapped or copied is compared with the checksums the source knows, chunk by
+ * are streamed once and the slice's columns (slice.h) are kept in memory of our own, row after row:
+ * short rows tight, rows of 256 bytes and more on cache lines. A part of a file that does not lie
+ * on an element boundary is kept the same way. With a tier (tier.h) rows stay in the file and are
+ * fetched when asked for. A table that several layers share is held once. The bytes are known
+ * before anything is mapped or allocated, and more than the machine has to give is refused with
+ * both figures. What is mapped or copied is compared with the checksums the source knows, chunk by
  * chunk; a cell whose rows are found bad later, by the scrubber or by a fault under the mapping, is
  * marked and answers errors from then on.
  * Threads: open and close from one thread at a time; a held cell is immutable in between but for
@@ -20,6 +20,7 @@
 #include "common/model/manifest.h"
 #include "common/model/model.h"
 #include "common/ops/ops.h"
+#include "common/ops/slice.h"
 
 #include <stdatomic.h>
 
@@ -47,8 +48,9 @@ typedef struct {
     bool is_tiered;
     uint32_t tier_file;
     uint64_t tensor_first; /* tiered: where in the file the tensor begins, and */
-    uint64_t file_first;   /* the first byte of the slice of the cell's first row */
+    uint64_t file_first;   /* the first byte of the cell's first row, whole */
     uint64_t row_bytes;    /* of a whole row in the file */
+    mr_row_slice slice;    /* what is kept of a row */
 } mr_cell_side;
 
 /* One cell of one table. */

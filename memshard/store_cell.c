@@ -39,42 +39,36 @@ typedef struct {
     uint32_t table;
     bool is_pre;
     mr_span rows;
-    uint32_t width, column_first, columns; /* of a whole row, of the slice */
-    mr_storage storage;
-    uint32_t element_bytes;
-    uint64_t row_bytes; /* of a whole row */
-    size_t stride;      /* elements from row to row as kept */
-    mr_checks checks;   /* crc NULL: none */
+    mr_row_slice slice;
+    uint32_t element_bytes; /* what a row in memory is aligned to */
+    uint64_t row_bytes;     /* of a whole row */
+    uint64_t stride;        /* bytes from row to row as kept */
+    mr_checks checks;       /* crc NULL: none */
 } side;
 
 static side side_of(const mr_table_shape *t, uint32_t table, const mr_cell_span *span,
                     bool is_pre) {
-    side s = {.table = table,
-              .is_pre = is_pre,
-              .rows = span->rows,
-              .width = is_pre ? t->pre_width : t->width,
-              .column_first = is_pre ? span->pre_column_first : span->column_first,
-              .columns = is_pre ? span->pre_columns : span->columns,
-              .storage = is_pre ? t->pre_storage : t->storage};
-    s.element_bytes = mr_element_bytes(s.storage.element);
-    s.row_bytes = (uint64_t)s.width * s.element_bytes;
-    s.stride = s.columns;
-    if (s.columns < s.width && s.stride * s.element_bytes >= ALIGNED_ROW_BYTES) {
-        const size_t per_line = LINE_BYTES / s.element_bytes;
-        s.stride = (s.stride + per_line - 1) / per_line * per_line;
-    }
+    side s = {.table = table, .is_pre = is_pre, .rows = span->rows};
+    const mr_storage storage = is_pre ? t->pre_storage : t->storage;
+    const uint32_t width = is_pre ? t->pre_width : t->width;
+    s.slice = is_pre ? mr_row_slice_of(storage, width, span->pre_column_first, span->pre_columns)
+                     : mr_row_slice_of(storage, width, span->column_first, span->columns);
+    s.element_bytes = storage.block ? 1 : mr_element_bytes(storage.element);
+    s.row_bytes = mr_storage_bytes(storage, width);
+    s.stride = s.slice.bytes;
+    if (s.slice.bytes < s.row_bytes && s.stride >= ALIGNED_ROW_BYTES)
+        s.stride = (s.stride + LINE_BYTES - 1) / LINE_BYTES * LINE_BYTES;
     return s;
 }
 
 static bool is_whole(const side *s) {
-    return s->columns == s->width;
+    return s->slice.bytes == s->row_bytes;
 }
 
-/* rows < 2^32 and width < 2^32 elements of 4 bytes: fits 66 bits in theory, so it is checked. */
+/* rows < 2^32 and rows of up to 2^34 bytes: 66 bits in theory, so it is checked. */
 static bool side_bytes(uint64_t *out, const side *s) {
     *out = 0;
-    return !mr_mul_overflows(s->rows.count, s->stride, out) &&
-           !mr_mul_overflows(*out, s->element_bytes, out) && *out < SIZE_MAX / 2;
+    return !mr_mul_overflows(s->rows.count, s->stride, out) && *out < SIZE_MAX / 2;
 }
 
 static const char *path_of(const side *s) {
@@ -144,8 +138,6 @@ static mr_status reserve(const side *s, uint64_t bytes, mr_err *err) {
 /* Rows [done, done + rows) of the side into the copy, through a window of the file. */
 static mr_status keep_window(const side *s, uint8_t *to, uint64_t done, uint64_t rows,
                              mr_err *err) {
-    const size_t slice_first = (size_t)s->column_first * s->element_bytes;
-    const size_t slice_bytes = (size_t)s->columns * s->element_bytes;
     const uint64_t first = (s->rows.first + done) * s->row_bytes;
     _Atomic uint32_t fault = 0;
     mr_chunk_range range;
@@ -156,8 +148,8 @@ static mr_status keep_window(const side *s, uint8_t *to, uint64_t done, uint64_t
     if (status != MR_OK) return status;
     const uint8_t *from = window.data + (first - range.first);
     for (uint64_t r = 0; r < rows; r++) {
-        memcpy(to, from + r * s->row_bytes + slice_first, slice_bytes);
-        to += s->stride * s->element_bytes;
+        mr_row_slice_take(to, from + r * s->row_bytes, &s->slice);
+        to += s->stride;
     }
     mr_guard_remove(guard);
     mr_mapping_close(&window);
@@ -192,8 +184,8 @@ static mr_status check_copied(const side *s, mr_err *err) {
             "cannot be checked: run memrack split with this grid",
             held->grid.row_groups, held->grid.width_slices);
     const uint8_t *row = s->kept->copy;
-    for (uint64_t r = 0; r < s->rows.count; r++, row += s->stride * s->element_bytes)
-        crc = mr_crc32c(crc, row, (size_t)s->columns * s->element_bytes);
+    for (uint64_t r = 0; r < s->rows.count; r++, row += s->stride)
+        crc = mr_crc32c(crc, row, (size_t)s->slice.bytes);
     if (crc == wanted) return MR_OK;
     return mr_fail(
         err, MR_ERR_FORMAT,
@@ -205,14 +197,13 @@ static mr_status check_copied(const side *s, mr_err *err) {
 
 static mr_status copy_rows(const side *s, mr_err *err) {
     const mr_store_source *source = s->held->source;
-    const size_t stride_bytes = s->stride * s->element_bytes;
-    mr_status status = source->copy(source->context, s->kept->copy, stride_bytes, s->table,
-                                    s->is_pre, s->held->grid, s->held->id, s->rows, err);
+    mr_status status = source->copy(source->context, s->kept->copy, s->stride, s->table, s->is_pre,
+                                    s->held->grid, s->held->id, s->rows, err);
     if (status == MR_OK) status = check_copied(s, err);
     if (status != MR_ERR_FORMAT || !source->again) return status;
     mr_log_warn("once more: %s", err ? err->text : "copied rows are wrong");
     source->again(source->context);
-    status = source->copy(source->context, s->kept->copy, stride_bytes, s->table, s->is_pre,
+    status = source->copy(source->context, s->kept->copy, s->stride, s->table, s->is_pre,
                           s->held->grid, s->held->id, s->rows, err);
     return status == MR_OK ? check_copied(s, err) : status;
 }
@@ -230,7 +221,7 @@ static mr_status keep_slice(const side *s, uint64_t bytes, mr_err *err) {
     for (uint64_t done = 0; done < s->rows.count && status == MR_OK;) {
         const uint64_t rows = s->rows.count - done < at_once ? s->rows.count - done : at_once;
         status = keep_window(s, to, done, rows, err);
-        to += rows * s->stride * s->element_bytes;
+        to += rows * s->stride;
         done += rows;
     }
     if (status == MR_OK) remember_copy(s);
@@ -288,7 +279,7 @@ static mr_status open_tiered(const side *s, mr_err *err) {
     if (status != MR_OK) return status;
     kept->is_tiered = true;
     kept->tensor_first = part.offset;
-    kept->file_first = part.offset + first + (uint64_t)s->column_first * s->element_bytes;
+    kept->file_first = part.offset + first;
     status = learn_rows(s, first, bytes, err);
     if (s->checks.crc) {
         kept->checks = s->checks;
@@ -300,14 +291,16 @@ static mr_status open_tiered(const side *s, mr_err *err) {
 static mr_status open_side(const side *s, mr_err *err) {
     mr_rows *rows = s->is_pre ? &s->cell->pre_values : &s->cell->values;
     uint64_t bytes;
-    *rows = (mr_rows){.storage = s->storage,
+    *rows = (mr_rows){.storage = s->slice.storage,
                       .row_first = s->rows.first,
                       .row_count = s->rows.count,
-                      .stride = s->stride * s->element_bytes,
-                      .columns = s->columns};
+                      .stride = s->stride,
+                      .columns = s->slice.columns,
+                      .skip = s->slice.skip};
     if (!side_bytes(&bytes, s))
         return mr_fail(err, MR_ERR_LIMIT, "table %u is larger than an address can reach", s->table);
     s->kept->row_bytes = s->row_bytes;
+    s->kept->slice = s->slice;
     s->held->bytes += bytes;
     if (bytes == 0) return MR_OK;
     if (s->held->options.tier) return open_tiered(s, err);

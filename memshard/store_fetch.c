@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ALIGNMENT = 64, PREFETCH_ROWS = 256 };
+enum { ALIGNMENT = 64, PREFETCH_PIECES = 256 };
 
 void mr_fetch_scratch_free(mr_fetch_scratch *scratch) {
     free(scratch->memory);
@@ -19,7 +19,7 @@ typedef struct {
     uint32_t bucket_mask;
     uint32_t *id;         /* [entries] */
     uint32_t *distinct;   /* [entries] row ids */
-    mr_tier_piece *piece; /* [entries] */
+    mr_tier_piece *piece; /* [2 * entries] */
     uint8_t *rows;
     size_t stride_bytes;
 } layout;
@@ -36,7 +36,7 @@ static mr_status lay_out(layout *to, mr_fetch_scratch *scratch, uint32_t entries
     to->stride_bytes = slice_bytes < 4 * ALIGNMENT ? slice_bytes : aligned(slice_bytes);
     const size_t sizes[] = {
         aligned(buckets * sizeof(uint32_t)), aligned(entries * sizeof(uint32_t)),
-        aligned(entries * sizeof(uint32_t)), aligned(entries * sizeof(mr_tier_piece))};
+        aligned(entries * sizeof(uint32_t)), aligned(2ull * entries * sizeof(mr_tier_piece))};
     uint64_t row_bytes, all;
     if (mr_mul_overflows(entries, to->stride_bytes, &row_bytes) ||
         mr_add_overflows(row_bytes, sizes[0] + sizes[1] + sizes[2] + sizes[3] + ALIGNMENT, &all))
@@ -74,28 +74,36 @@ static uint32_t number_rows(const layout *to, const uint32_t *row, uint32_t entr
     return count;
 }
 
-static mr_tier_piece piece_of(const mr_cell *cell, bool pre_values, uint32_t row, void *to) {
+/* A row's slice: one piece, or two where the scale of its row lies apart. How many. */
+static uint32_t pieces_of(mr_tier_piece *out, const mr_cell *cell, bool pre_values, uint32_t row,
+                          uint8_t *to) {
     const mr_cell_side *side = &cell->side[pre_values];
-    const mr_rows *rows = pre_values ? &cell->pre_values : &cell->values;
-    return (mr_tier_piece){.file = side->tier_file,
-                           .bytes = rows->columns * mr_element_bytes(rows->storage.element),
-                           .first =
-                               side->file_first + (row - cell->span.rows.first) * side->row_bytes,
-                           .to = to};
+    const mr_row_slice *slice = &side->slice;
+    const uint64_t first = side->file_first + (row - cell->span.rows.first) * side->row_bytes;
+    uint32_t count = 0;
+    if (slice->head_bytes)
+        out[count++] = (mr_tier_piece){
+            .file = side->tier_file, .bytes = slice->head_bytes, .first = first, .to = to};
+    out[count++] = (mr_tier_piece){.file = side->tier_file,
+                                   .bytes = (uint32_t)slice->bytes - slice->head_bytes,
+                                   .first = first + slice->body_first,
+                                   .to = to ? to + slice->head_bytes : NULL};
+    return count;
 }
 
 static mr_status fetch_tiered(const mr_cell *cell, bool pre_values, const uint32_t *row,
                               uint32_t entries, mr_fetch_scratch *scratch, mr_rows *rows_out,
                               const uint32_t **row_out, mr_err *err) {
     layout to = {0};
-    const uint32_t element_bytes = mr_element_bytes(rows_out->storage.element);
-    const size_t slice_bytes = (size_t)rows_out->columns * element_bytes;
-    mr_status status = lay_out(&to, scratch, entries, slice_bytes, err);
+    mr_status status =
+        lay_out(&to, scratch, entries, (size_t)cell->side[pre_values].slice.bytes, err);
     if (status != MR_OK) return status;
     const uint32_t count = number_rows(&to, row, entries);
+    uint32_t pieces = 0;
     for (uint32_t i = 0; i < count; i++)
-        to.piece[i] = piece_of(cell, pre_values, to.distinct[i], to.rows + i * to.stride_bytes);
-    status = mr_tier_read(cell->held->options.tier, to.piece, count, err);
+        pieces += pieces_of(to.piece + pieces, cell, pre_values, to.distinct[i],
+                            to.rows + i * to.stride_bytes);
+    status = mr_tier_read(cell->held->options.tier, to.piece, pieces, err);
     if (status != MR_OK) {
         mr_err why = {{0}};
         if (err) why = *err;
@@ -121,15 +129,15 @@ mr_status mr_cell_fetch(const mr_cell *cell, bool pre_values, const uint32_t *ro
 }
 
 void mr_cell_prefetch(const mr_cell *cell, const uint32_t *row, uint32_t entries) {
-    mr_tier_piece piece[PREFETCH_ROWS];
+    mr_tier_piece piece[PREFETCH_PIECES];
     if (!mr_held_is_good(cell->held)) return;
     for (int pre = 0; pre < 2; pre++) {
         uint32_t count = 0;
         if (!cell->side[pre].is_tiered) continue;
         for (uint32_t j = 0; j < entries; j++) {
             if (row[j] - cell->span.rows.first >= cell->span.rows.count) continue;
-            piece[count++] = piece_of(cell, pre, row[j], NULL);
-            if (count < PREFETCH_ROWS && j + 1 < entries) continue;
+            count += pieces_of(piece + count, cell, pre, row[j], NULL);
+            if (count + 2 <= PREFETCH_PIECES && j + 1 < entries) continue;
             mr_tier_prefetch(cell->held->options.tier, piece, count);
             count = 0;
         }

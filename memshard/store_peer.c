@@ -197,8 +197,11 @@ static mr_status copy(const void *context, void *out, size_t stride_bytes, uint3
                  .cell = cell,
                  .pre_values = pre_values,
                  .rows = rows};
-    c.slice_bytes = pre_values ? span.pre_columns * mr_element_bytes(shape->pre_storage.element)
-                               : span.columns * mr_element_bytes(shape->storage.element);
+    const mr_row_slice slice =
+        pre_values ? mr_row_slice_of(shape->pre_storage, shape->pre_width, span.pre_column_first,
+                                     span.pre_columns)
+                   : mr_row_slice_of(shape->storage, shape->width, span.column_first, span.columns);
+    c.slice_bytes = (size_t)slice.bytes;
     const size_t room = MR_MAX_FRAME_BYTES / 2, row_bytes = c.slice_bytes + sizeof(uint32_t);
     c.rows_at_once = room > row_bytes ? (uint32_t)(room / row_bytes) : 1;
     mr_status status = find_layer(&c.layer, &p->source, table, err);

@@ -129,7 +129,8 @@ typedef enum {
     MR_RETRIEVE_POOL = 1,       /* weights are scaled: acc += rn(fl32(weight * value)) */
     MR_RETRIEVE_GATED_POOL = 2, /* one trip: raw scores, x, e and d; the shard gates (whole rows) */
     MR_RETRIEVE_DOT = 3,        /* first of two trips: x' = x * 2^(62-d), answers partial dots */
-    MR_RETRIEVE_GATHER = 4,     /* the rows themselves */
+    MR_RETRIEVE_GATHER = 4,     /* the rows themselves: the cell's slice of each as it is stored,
+                                   side by side (common/ops/slice.h) */
     MR_RETRIEVE_GATHER_PRE = 5, /* (2) the pre-value rows: for a memshard that copies a cell */
 } mr_retrieve_mode;
 

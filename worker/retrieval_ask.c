@@ -171,7 +171,7 @@ static mr_status measure(mr_retrieval *r, mr_ask *a, const mr_part *p, bool *is_
     *is_empty = fixed.entries == 0;
     a->answer_type = mr_retrieve_answer_type(&fixed);
     const mr_status status =
-        mr_retrieve_answer_bytes(&a->answer_bytes, &fixed, (uint32_t)p->columns.count, 4, err);
+        mr_retrieve_answer_bytes(&a->answer_bytes, &fixed, (uint32_t)p->columns.count, 0, err);
     a->work_bytes = 4ull * fixed.entries * columns + a->answer_bytes;
     return status;
 }

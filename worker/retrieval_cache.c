@@ -9,6 +9,7 @@
 #include "common/base/clock.h"
 #include "common/base/mem.h"
 #include "common/net/frames.h"
+#include "common/ops/slice.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -31,9 +32,11 @@ struct mr_row_fetch {
     int64_t until_ns;
     mr_rowcache_table *table;
     uint32_t row[FETCH_ROWS_MAX];
-    uint32_t row_count, width, element_bytes;
+    uint32_t row_count, width;
+    mr_storage storage;
+    size_t row_bytes;
     uint64_t slices_due; /* a bit each */
-    uint8_t *data;       /* [row_count][width], element_bytes each */
+    uint8_t *data;       /* [row_count][row_bytes] */
     size_t data_bytes;
     /* entries that are pooled here */
     uint32_t *count, *slot_row; /* [tokens], [tokens * entries] */
@@ -162,11 +165,10 @@ void mr_cache_pool(mr_retrieval *r) {
 /* Of the rows wanted, those of one row group, as many as one answer takes. */
 static uint32_t pick_rows(mr_retrieval *r, mr_row_fetch *f) {
     const uint32_t group = mr_grid_part_of(r->q.table_rows, r->grid.row_groups, f->wanted[0]);
-    const uint64_t row_bytes = (uint64_t)f->width * f->element_bytes;
     f->row_count = 0;
     for (uint32_t i = 0; i < f->wanted_count; i++) {
         if (mr_grid_part_of(r->q.table_rows, r->grid.row_groups, f->wanted[i]) != group) continue;
-        if ((f->row_count + 1) * row_bytes > FETCH_BYTES_MAX) break;
+        if ((f->row_count + 1) * f->row_bytes > FETCH_BYTES_MAX) break;
         f->row[f->row_count++] = f->wanted[i];
     }
     return group;
@@ -203,9 +205,10 @@ void mr_cache_fetch(mr_retrieval *r, int64_t now) {
     if (f->is_active || f->wanted_count == 0 || r->q.gated || r->q.query) return;
     f->table = mr_rowcache_use(r->cache, r->q.table, r->q.width, r->q.storage, r->q.table_rows);
     f->width = r->q.width;
-    f->element_bytes = mr_element_bytes(r->q.storage.element);
+    f->storage = r->q.storage;
+    f->row_bytes = (size_t)mr_storage_bytes(f->storage, f->width);
     const uint32_t group = pick_rows(r, f);
-    const size_t bytes = (size_t)f->row_count * f->width * f->element_bytes;
+    const size_t bytes = f->row_count * f->row_bytes;
     if (bytes == 0) return;
     if (bytes > f->data_bytes) {
         free(f->data);
@@ -236,18 +239,18 @@ void mr_cache_take(mr_retrieval *r, mr_peer *peer, const mr_frame *frame) {
         (request & ~MR_REQUEST_FETCH) >> SEQUENCE_SHIFT != f->sequence)
         return;
     const mr_span columns = mr_part_columns(r, slice, f->width);
-    const size_t part = (size_t)columns.count * f->element_bytes;
-    const size_t row_bytes = (size_t)f->width * f->element_bytes;
-    if (mr_answer_check(frame, MR_FRAME_ROWS, (uint32_t)(part * f->row_count), NULL) != MR_OK) {
+    const mr_row_slice part =
+        mr_row_slice_of(f->storage, f->width, (uint32_t)columns.first, (uint32_t)columns.count);
+    const uint32_t bytes = (uint32_t)part.bytes * f->row_count;
+    if (mr_answer_check(frame, MR_FRAME_ROWS, bytes, NULL) != MR_OK) {
         f->is_active = false; /* refused, or not what was asked: the rows stay where they are */
         return;
     }
     for (uint32_t i = 0; i < f->row_count; i++)
-        memcpy(f->data + i * row_bytes + columns.first * f->element_bytes,
-               frame->payload + i * part, part);
+        mr_row_slice_put(f->data + i * f->row_bytes, frame->payload + i * part.bytes, &part);
     f->slices_due &= ~(1ull << slice);
     if (f->slices_due != 0) return;
     f->is_active = false;
     for (uint32_t i = 0; i < f->row_count; i++)
-        mr_rowcache_put(f->table, f->row[i], f->data + i * row_bytes);
+        mr_rowcache_put(f->table, f->row[i], f->data + i * f->row_bytes);
 }

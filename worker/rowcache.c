@@ -79,7 +79,7 @@ static uint32_t power_above(uint64_t count) {
  * and the sketch (four bytes for each of the four rows of counters). */
 static mr_rowcache_table *make_table(uint64_t bytes, uint32_t width, mr_storage format,
                                      uint64_t table_rows) {
-    const uint64_t row_bytes = (uint64_t)width * mr_element_bytes(format.element);
+    const uint64_t row_bytes = mr_storage_bytes(format, width);
     uint64_t slots = bytes / (row_bytes + 5 + 16 + 16);
     if (slots > table_rows) slots = table_rows;
     if (slots > 1u << 28) slots = 1u << 28;

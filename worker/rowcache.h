@@ -29,7 +29,7 @@ mr_rowcache_table *mr_rowcache_use(mr_rowcache *cache, uint32_t table, uint32_t 
 uint32_t mr_rowcache_find(mr_rowcache_table *t, uint32_t row);
 /* After find said no: would it be let in? */
 bool mr_rowcache_wants(const mr_rowcache_table *t, uint32_t row);
-/* Copies one row of width elements. */
+/* Copies one row as it is stored. */
 void mr_rowcache_put(mr_rowcache_table *t, uint32_t row, const void *data);
 /* All slots as table rows, for the kernels: row s is slot s. */
 mr_rows mr_rowcache_rows(const mr_rowcache_table *t);

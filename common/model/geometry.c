@@ -119,7 +119,6 @@ static mr_status need_rows(mr_geometry *g, const mr_tensor **out, mr_storage *st
     TRY(find(g, out, name, err));
     const mr_tensor *t = *out;
     TRY(mr_quant_config_storage(storage, &g->config->quant, name, t->dtype, err));
-    TRY(check_type(t, FLOATS, err));
     const uint64_t columns = storage->block ? mr_storage_bytes(*storage, width) : width;
     if (t->dims == 2 && t->shape[0] == rows && t->shape[1] == columns) return MR_OK;
     char found[200], stored[80] = "";

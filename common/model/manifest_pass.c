@@ -3,6 +3,7 @@
 #include "common/base/file.h"
 #include "common/base/mem.h"
 #include "common/model/manifest_impl.h"
+#include "common/ops/slice.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -22,8 +23,10 @@ typedef struct {
 /* Which part a tensor has: role 1: values of table `table`, 2: its pre-values, 0: neither. */
 typedef struct {
     int role;
-    uint32_t table;
     mr_table_facts *facts;
+    mr_storage storage; /* of a table, as the rest */
+    uint64_t rows, row_bytes;
+    uint32_t width;
 } part;
 
 /* What one chunk of floats adds. */
@@ -63,10 +66,26 @@ static chunk_facts look_bf16(const uint8_t *data, uint64_t count) {
     return facts;
 }
 
+static part part_of(const pass *p, const mr_tensor *t) {
+    for (uint32_t i = 0; i < mr_model_table_count(p->model); i++) {
+        const mr_table_shape *shape = mr_model_table(p->model, i);
+        mr_table_facts *facts = &p->manifest->tables[i];
+        const int role = shape->values == t ? 1 : shape->pre_values == t ? 2 : 0;
+        if (role == 0) continue;
+        part is = {.role = role, .facts = facts, .rows = shape->rows};
+        is.storage = role == 1 ? shape->storage : shape->pre_storage;
+        is.width = role == 1 ? shape->width : shape->pre_width;
+        is.row_bytes = mr_storage_bytes(is.storage, is.width);
+        return is;
+    }
+    return (part){0};
+}
+
 static mr_status refuse_non_finite(const pass *p, const mr_tensor *t, const uint8_t *data,
                                    mr_element element, uint64_t first, uint64_t count,
                                    mr_err *err) {
-    const uint64_t columns = t->dims ? t->shape[t->dims - 1] : 1;
+    const part is = part_of(p, t);
+    const uint64_t columns = is.role ? is.width : t->dims ? t->shape[t->dims - 1] : 1;
     for (uint64_t i = 0; i < count; i++) {
         const float value = mr_element_at(data, element, i);
         if (isfinite(value)) continue;
@@ -93,16 +112,6 @@ static double largest_norm(const uint8_t *data, mr_element element, uint64_t row
     return sqrt(largest);
 }
 
-static part part_of(const pass *p, const mr_tensor *t) {
-    for (uint32_t i = 0; i < mr_model_table_count(p->model); i++) {
-        const mr_table_shape *shape = mr_model_table(p->model, i);
-        mr_table_facts *facts = &p->manifest->tables[i];
-        if (shape->values == t) return (part){1, i, facts};
-        if (shape->pre_values == t) return (part){2, i, facts};
-    }
-    return (part){0};
-}
-
 /* Feeds bytes [at, at + bytes) to the checksums of the chunks they lie in. */
 static void pass_chunks(const pass *p, const mr_tensor *t, uint64_t at, const uint8_t *data,
                         uint64_t bytes) {
@@ -119,48 +128,72 @@ static void pass_chunks(const pass *p, const mr_tensor *t, uint64_t at, const ui
 }
 
 /* Whole rows, from row `first` on, to the checksums of the cells they are cut into. */
-static void pass_cells(const pass *p, const mr_tensor *t, const part *is, uint64_t first,
-                       const uint8_t *data, uint64_t rows) {
+static void pass_cells(const pass *p, const part *is, uint64_t first, const uint8_t *data,
+                       uint64_t rows) {
     const mr_grid grid = p->manifest->grid;
     uint32_t *crc = is->facts->cell_crc[is->role - 1];
     if (!crc) return;
-    const uint64_t columns = t->shape[1], element_bytes = mr_dtype_bytes(t->dtype);
-    for (uint64_t r = 0; r < rows; r++, data += columns * element_bytes) {
-        const uint32_t group = mr_grid_part_of(t->shape[0], grid.row_groups, first + r);
-        for (uint32_t w = 0; w < grid.width_slices; w++) {
-            const mr_span span = mr_grid_part(columns, grid.width_slices, w);
+    for (uint32_t w = 0; w < grid.width_slices; w++) {
+        const mr_span span = mr_grid_part(is->width, grid.width_slices, w);
+        const mr_row_slice slice =
+            mr_row_slice_of(is->storage, is->width, (uint32_t)span.first, (uint32_t)span.count);
+        for (uint64_t r = 0; r < rows; r++) {
+            const uint8_t *row = data + r * is->row_bytes;
+            const uint32_t group = mr_grid_part_of(is->rows, grid.row_groups, first + r);
             uint32_t *cell = &crc[group * grid.width_slices + w];
-            *cell = mr_crc32c(*cell, data + span.first * element_bytes,
-                              (size_t)(span.count * element_bytes));
+            *cell = mr_crc32c(*cell, row, slice.head_bytes);
+            *cell =
+                mr_crc32c(*cell, row + slice.body_first, (size_t)slice.bytes - slice.head_bytes);
         }
     }
 }
 
-static mr_status pass_floats(pass *p, const mr_tensor *t, mr_element element, const uint8_t *data,
-                             uint64_t first, uint64_t count, double *square_sum, mr_err *err) {
-    const part is = part_of(p, t);
+static void take_facts(const part *is, double value_max, double norm) {
+    if (is->role == 1 && value_max > is->facts->value_max) is->facts->value_max = value_max;
+    if (is->role == 2 && norm > is->facts->pre_norm_max) is->facts->pre_norm_max = norm;
+}
+
+static mr_status pass_floats(pass *p, const mr_tensor *t, const part *is, mr_element element,
+                             const uint8_t *data, uint64_t first, uint64_t count,
+                             double *square_sum, mr_err *err) {
     const chunk_facts chunk = element == MR_F32 ? look_f32(data, count) : look_bf16(data, count);
     if (chunk.max_bits >= 0x7f800000u)
         return refuse_non_finite(p, t, data, element, first, count, err);
+    float largest;
+    memcpy(&largest, &chunk.max_bits, sizeof(largest));
     *square_sum += chunk.square_sum;
-    if (is.role == 1) {
-        float largest;
-        memcpy(&largest, &chunk.max_bits, sizeof(largest));
-        if ((double)largest > is.facts->value_max) is.facts->value_max = (double)largest;
-    } else if (is.role == 2) {
-        const uint64_t columns = t->shape[1];
-        const double norm = largest_norm(data, element, count / columns, columns);
-        if (norm > is.facts->pre_norm_max) is.facts->pre_norm_max = norm;
-    }
-    if (is.role) pass_cells(p, t, &is, first / t->shape[1], data, count / t->shape[1]);
+    take_facts(is, (double)largest,
+               is->role == 2 ? largest_norm(data, element, count / is->width, is->width) : 0);
     return MR_OK;
+}
+
+/* Rows of a table in any storage, as numbers. */
+static mr_status pass_rows(pass *p, const mr_tensor *t, const part *is, const uint8_t *data,
+                           uint64_t first, uint64_t rows, double *square_sum, mr_err *err) {
+    mr_status status = MR_OK;
+    float *value = mr_alloc_array(is->width, sizeof(*value));
+    for (uint64_t r = 0; r < rows && status == MR_OK; r++) {
+        mr_storage_decode(value, data + r * is->row_bytes, is->storage, is->width, 0, is->width);
+        const chunk_facts row = look_f32((const uint8_t *)value, is->width);
+        float largest;
+        memcpy(&largest, &row.max_bits, sizeof(largest));
+        if (row.max_bits >= 0x7f800000u)
+            status = refuse_non_finite(p, t, (const uint8_t *)value, MR_F32,
+                                       (first + r) * is->width, is->width, err);
+        *square_sum += row.square_sum;
+        take_facts(is, (double)largest, sqrt(row.square_sum));
+    }
+    free(value);
+    return status;
 }
 
 static mr_status pass_tensor(pass *p, const mr_tensor *t, mr_err *err) {
     mr_element element;
     mr_status status = MR_OK;
     double square_sum = 0;
-    const bool floats = mr_dtype_element(&element, t->dtype) == 0;
+    const part is = part_of(p, t);
+    const bool floats =
+        mr_dtype_element(&element, t->dtype) == 0 && (element == MR_F32 || element == MR_BF16);
     const uint64_t row_bytes =
         t->dims ? t->shape[t->dims - 1] * mr_dtype_bytes(t->dtype) : mr_dtype_bytes(t->dtype);
     uint64_t chunk_bytes = row_bytes ? PASS_BYTES / row_bytes * row_bytes : PASS_BYTES;
@@ -176,17 +209,21 @@ static mr_status pass_tensor(pass *p, const mr_tensor *t, mr_err *err) {
         mr_sha256_add(p->hash, map.data, (size_t)bytes);
         pass_chunks(p, t, at, map.data, bytes);
         if (floats)
-            status = pass_floats(p, t, element, map.data, at / mr_element_bytes(element),
+            status = pass_floats(p, t, &is, element, map.data, at / mr_element_bytes(element),
                                  bytes / mr_element_bytes(element), &square_sum, err);
+        else if (is.role)
+            status = pass_rows(p, t, &is, map.data, at / is.row_bytes, bytes / is.row_bytes,
+                               &square_sum, err);
+        if (status == MR_OK && is.role)
+            pass_cells(p, &is, at / is.row_bytes, map.data, bytes / is.row_bytes);
         mr_mapping_close(&map);
         p->done_bytes += bytes;
         if (p->progress)
             p->progress(p->progress_context, "reading the model once",
                         (double)p->done_bytes / (double)p->total_bytes);
     }
-    const part is = part_of(p, t);
     if (status == MR_OK && is.role == 1 && t->bytes > 0)
-        is.facts->value_rms = sqrt(square_sum / ((double)t->bytes / mr_element_bytes(element)));
+        is.facts->value_rms = sqrt(square_sum / ((double)is.rows * is.width));
     return status;
 }
 

@@ -78,10 +78,11 @@ typedef struct {
 
 mr_status mr_retrieve_check(mr_retrieve_view *out, const mr_frame *frame, mr_err *err);
 
-/* Bytes of the answer: columns and element_bytes are those of the cell's part of a value row.
- * MR_ERR_LIMIT when it would not fit one frame. */
+/* Bytes of the answer. columns: of the cell's part of a value row, summed by the pool modes;
+ * slice_bytes: of a row of the cell as it is stored, which the gather modes hand out. MR_ERR_LIMIT
+ * when it would not fit one frame. */
 mr_status mr_retrieve_answer_bytes(uint32_t *out, const mr_wire_retrieve *fixed, uint32_t columns,
-                                   uint32_t element_bytes, mr_err *err);
+                                   uint64_t slice_bytes, mr_err *err);
 /* POOLED, DOTS or ROWS: what the mode is answered with. */
 uint16_t mr_retrieve_answer_type(const mr_wire_retrieve *fixed);
 /* The asker's check of an answer. ERROR and REFUSE give the peer's status and sentence. */

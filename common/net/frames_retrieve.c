@@ -172,11 +172,11 @@ uint16_t mr_retrieve_answer_type(const mr_wire_retrieve *f) {
 }
 
 mr_status mr_retrieve_answer_bytes(uint32_t *out, const mr_wire_retrieve *f, uint32_t columns,
-                                   uint32_t element_bytes, mr_err *err) {
+                                   uint64_t slice_bytes, mr_err *err) {
     uint64_t bytes = (uint64_t)f->entries * sizeof(int64_t);
     bool over = false;
     if (mr_retrieve_gathers(f)) {
-        over = __builtin_mul_overflow((uint64_t)f->entries * element_bytes, columns, &bytes);
+        over = __builtin_mul_overflow((uint64_t)f->entries, slice_bytes, &bytes);
     } else if (f->mode != MR_RETRIEVE_DOT) {
         over = __builtin_mul_overflow((uint64_t)f->tokens * f->slots, columns, &bytes) ||
                __builtin_mul_overflow(bytes, (uint64_t)f->accumulator_bits / 8, &bytes);

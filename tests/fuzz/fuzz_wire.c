@@ -171,7 +171,8 @@ static void take_retrieve(const uint8_t *data, size_t bytes) {
     if (!shard) shard = open_shard();
     make_frame(&f, MR_FRAME_RETRIEVE, 0, data, bytes);
     if (mr_retrieve_check(&view, &f.frame, &err) == MR_OK &&
-        mr_retrieve_answer_bytes(&answer_bytes, view.fixed, WIDTH, sizeof(float), &err) == MR_OK)
+        mr_retrieve_answer_bytes(&answer_bytes, view.fixed, WIDTH, WIDTH * sizeof(float), &err) ==
+            MR_OK)
         type = mr_retrieve_answer_type(view.fixed);
     answer(mr_memshard_handle, shard, &f.frame, type, answer_bytes);
     free(f.payload);

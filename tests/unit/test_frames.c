@@ -209,20 +209,22 @@ static void test_retrieve_answers(void **state) {
     (void)state;
     uint32_t bytes;
     mr_err err;
-    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &pool, 10, 2, &err), MR_OK);
+    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &pool, 10, 20, &err), MR_OK);
     assert_int_equal(bytes, 3 * 4 * 10 * 4);
-    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &dot, 10, 2, &err), MR_OK);
+    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &dot, 10, 20, &err), MR_OK);
     assert_int_equal(bytes, 3 * 8);
-    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &gather, 10, 2, &err), MR_OK);
+    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &gather, 10, 20, &err), MR_OK);
     assert_int_equal(bytes, 9 * 10 * 2);
     mr_wire_retrieve large = pool;
     large.tokens = 4096;
     large.slots = 256;
-    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &large, 0xffffffff, 4, &err), MR_ERR_LIMIT);
+    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &large, 0xffffffff, 0xffffffff, &err),
+                     MR_ERR_LIMIT);
     assert_int_equal(bytes, 0);
     large = gather;
     large.entries = 0xffffffff;
-    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &large, 0xffffffff, 4, &err), MR_ERR_LIMIT);
+    assert_int_equal(mr_retrieve_answer_bytes(&bytes, &large, 0xffffffff, 0xffffffff, &err),
+                     MR_ERR_LIMIT);
 
     test_frame f;
     frame_make(&f, MR_FRAME_POOLED, "12345678", 8);

@@ -238,7 +238,8 @@ static mr_frame ask(mr_link *link, const question *q) {
     free(payload);
     const mr_table_shape *table = &w.tables[w.layers[q->fixed.layer].table];
     assert_int_equal(mr_retrieve_answer_bytes(&bytes, &q->fixed, q->span.columns,
-                                              mr_element_bytes(table->storage.element), &err),
+                                              mr_storage_bytes(table->storage, q->span.columns),
+                                              &err),
                      MR_OK);
     if (mr_answer_check(&frame, mr_retrieve_answer_type(&q->fixed), bytes, &err) != MR_OK)
         fail_msg("layer %u cell %u: %s", q->fixed.layer, q->fixed.cell, err.text);

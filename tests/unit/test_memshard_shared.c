@@ -84,7 +84,8 @@ static void ask(world *x, int asker, bool crowded) {
                 (float)(j * 77 % 100) * 1e4f - 3e5f;
     }
     assert_int_equal(mr_retrieve_answer_bytes(&w.answer_bytes, &fixed, w.table->width,
-                                              mr_element_bytes(w.table->storage.element), &err),
+                                              mr_storage_bytes(w.table->storage, w.table->width),
+                                              &err),
                      MR_OK);
     frame_make(&f, MR_FRAME_RETRIEVE, payload, at.bytes);
     x->served[asker]->is_crowded = crowded;
