@@ -94,8 +94,8 @@ static const mr_tensor *find_tensor(const void *context, const char *name) {
     return NULL;
 }
 
-static void mark_nothing(void *context, const mr_tensor *tensor) {
-    (void)context, (void)tensor;
+static void mark_nothing(void *context, const mr_tensor *tensor, uint64_t columns) {
+    (void)context, (void)tensor, (void)columns;
 }
 
 /* The tensors such a model would have, stored as bf16, through the same checks as a real one. */

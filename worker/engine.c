@@ -49,6 +49,7 @@ static void want_step(buffers *b, mr_engine *e) {
     if (e->has_head) WANT(e->b.logit_x, MR_LOGIT_ROWS * d);
     WANT(e->b.select_scratch, (head_rows > c->experts ? head_rows : c->experts) + 32ull);
     WANT(e->b.candidates, head_rows);
+    WANT(e->b.prepared, t * mr_weights_prepared_bytes(e->model, e->blocks, e->ops));
     WANT(e->rope_frequency, c->head_dim / 2);
     if (!c->moe) {
         WANT(e->b.ffn, t * c->mlp_hidden);
@@ -305,7 +306,7 @@ mr_status mr_engine_open(mr_engine **out, const mr_engine_options *options, mr_e
     e->account.more.layers = e->part.memory_count;
     e->account.wait_ns = e->wait_ns;
     snprintf(e->numeric_class, sizeof(e->numeric_class), "%s/%s", e->ops->name,
-             e->weights.blocks[e->blocks.first].att_proj.element == MR_BF16 ? "bf16" : "f32");
+             mr_storage_name(mr_storage_type_of(mr_weights_storage(e->model))));
     *out = e;
     return MR_OK;
 }

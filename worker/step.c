@@ -156,13 +156,11 @@ static void embed_rows(void *context, uint32_t member, uint32_t first, uint32_t 
     const uint32_t d = e->config->d_model, half = e->config->head_dim / 2;
     (void)member;
     for (size_t t = first; t < (size_t)first + count; t++) {
-        const uint64_t row = (uint64_t)w->step->tokens[t] * d;
         if (w->step->hidden)
             memcpy(e->b.x + t * d, w->step->hidden + t * d, d * sizeof(float));
         else
-            for (uint32_t i = 0; i < d; i++)
-                e->b.x[t * d + i] =
-                    mr_element_at(e->weights.embedding.data, e->weights.embedding_element, row + i);
+            mr_tensor_rows_floats(e->b.x + t * d, &e->weights.embedding,
+                                  (uint64_t)w->step->tokens[t]);
         mr_rope_angles(e->b.cosine + t * half, e->b.sine + t * half, e->rope_frequency, half,
                        e->b.position[t]);
     }

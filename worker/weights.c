@@ -65,8 +65,8 @@ static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32
 static mr_status open_ends(mr_weights *out, const mr_model *model, mr_block_range range,
                            mr_err *err) {
     const mr_tensor *rows = mr_model_embedding(model);
-    mr_dtype_element(&out->embedding_element, rows->dtype);
-    if (range.first == 0) TRY(mr_tensor_map(&out->embedding, model, rows, 0, rows->bytes, err));
+    if (range.first == 0)
+        TRY(mr_tensor_rows_open(&out->embedding, model, rows, 0, rows->shape[0], err));
     if (range.first + range.count < mr_model_config(model)->n_layers) return MR_OK;
     TRY(open_matrix(&out->head, model, MR_MATRIX_HEAD, 0, 0, err));
     return mr_load_vector(&out->final_norm, model, MR_VECTOR_FINAL_NORM, 0, err);
@@ -132,8 +132,45 @@ void mr_weights_close(mr_weights *weights, const mr_model *model) {
     free(weights->final_norm);
     free(weights->blocks);
     free(weights->memories);
-    mr_mapping_close(&weights->embedding);
+    mr_tensor_rows_close(&weights->embedding);
     *weights = (mr_weights){0};
+}
+
+/* --- what the engine needs to know --- */
+
+/* The block whose stage has a matrix. */
+static uint32_t block_of_matrix(const mr_model *model, const mr_matrix_id *id) {
+    if (id->role == MR_MATRIX_HEAD) return mr_model_config(model)->n_layers - 1;
+    return id->role >= MR_MATRIX_QUERY_PROJ ? mr_model_memory(model, id->index)->source : id->index;
+}
+
+size_t mr_weights_prepared_bytes(const mr_model *model, mr_block_range range, const mr_ops *ops) {
+    size_t most = 0;
+    for (mr_matrix_id id = {0}; mr_matrix_next(model, &id);) {
+        mr_matrix matrix;
+        if (!mr_range_has(range, block_of_matrix(model, &id))) continue;
+        mr_matrix_of(&matrix, model, id);
+        const mr_storage format = mr_matrix_storage(&matrix);
+        const mr_packed shape = {
+            .element = format.element, .block = format.block, .n = matrix.n, .k = matrix.k};
+        const size_t bytes = ops->prepared_bytes(&shape);
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
+mr_storage mr_weights_storage(const mr_model *model) {
+    mr_storage format = {MR_F32, 0};
+    uint64_t most = 0;
+    for (mr_matrix_id id = {0}; mr_matrix_next(model, &id);) {
+        mr_matrix matrix;
+        if (id.index > 0 || id.role > MR_MATRIX_SHARED_OUT || id.expert > 0) continue;
+        mr_matrix_of(&matrix, model, id);
+        if ((uint64_t)matrix.n * matrix.k <= most) continue;
+        most = (uint64_t)matrix.n * matrix.k;
+        format = mr_matrix_storage(&matrix);
+    }
+    return format;
 }
 
 /* --- how much it is --------------------------------------------------------------------------- */

@@ -4,6 +4,7 @@
 #ifndef MR_WORKER_WEIGHTS_H
 #define MR_WORKER_WEIGHTS_H
 #include "common/model/product_keys.h"
+#include "common/model/rows.h"
 #include "common/ops/ops.h"
 
 /* Blocks [first, first + count) of a model: what one pipeline stage computes. */
@@ -41,8 +42,7 @@ typedef struct {
 } mr_memory_weights;
 
 typedef struct {
-    mr_mapping embedding; /* rows of transformer.wte.weight, as stored; the first stage's */
-    mr_element embedding_element;
+    mr_tensor_rows embedding;    /* mapped as it is stored; the first stage's */
     mr_packed head;              /* [head_rows][d]; the last stage's, as is final_norm */
     float *final_norm;           /* [d] */
     mr_block_weights *blocks;    /* [n_layers]; empty outside the range */
@@ -55,7 +55,12 @@ void mr_weights_close(mr_weights *weights, const mr_model *model);
 /* Bytes mr_weights_open will hold: packed weights, and shuffle indices apart. */
 void mr_weights_plan(uint64_t *weight_bytes, uint64_t *index_bytes, const mr_model *model,
                      mr_block_range range);
-/* The same, packed weights only, by block: [n_layers]; the head's and final norm's go to the last.
+/* Bytes of the largest prepared row (ops.h) that any matrix of the range asks for. */
+size_t mr_weights_prepared_bytes(const mr_model *model, mr_block_range range, const mr_ops *ops);
+/* What most of the weights are stored as: of the matrix with the most numbers in a block. */
+mr_storage mr_weights_storage(const mr_model *model);
+/* Of the plan, packed weights only, by block: [n_layers]; the head's and final norm's go to the
+ * last.
  */
 void mr_weights_by_block(uint64_t *bytes, const mr_model *model);
 

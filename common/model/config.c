@@ -92,7 +92,8 @@ static const char *const read_fields[] = {"d_model",
                                           "mem_q_for_each_tucker_rank",
                                           "mem_tucker_rank",
                                           "mem_tucker_multihead",
-                                          "quantization_config"};
+                                          "quantization_config",
+                                          "memrack_pack"};
 
 typedef enum { ALWAYS, WITH_MOE, WITH_QK_NORM } condition;
 

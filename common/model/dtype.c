@@ -36,6 +36,8 @@ int mr_dtype_element(mr_element *out, mr_dtype dtype) {
         *out = MR_F32;
     else if (dtype == MR_DTYPE_BF16)
         *out = MR_BF16;
+    else if (dtype == MR_DTYPE_F16)
+        *out = MR_F16;
     else
         return -1;
     return 0;

@@ -3,8 +3,7 @@
 #define MR_MODEL_DTYPE_H
 #include "common/ops/element.h"
 
-/* Everything a safetensors file may declare; the engine computes with those mr_element_of() knows.
- */
+/* Everything a safetensors file may declare; rows.h has what numbers are stored as. */
 typedef enum {
     MR_DTYPE_BOOL,
     MR_DTYPE_U8,
@@ -27,6 +26,6 @@ typedef enum {
 const char *mr_dtype_name(mr_dtype dtype);
 uint32_t mr_dtype_bytes(mr_dtype dtype);
 int mr_dtype_parse(mr_dtype *out, const char *name);   /* 0, or -1 when unknown */
-int mr_dtype_element(mr_element *out, mr_dtype dtype); /* 0, or -1: not for computing */
+int mr_dtype_element(mr_element *out, mr_dtype dtype); /* 0, or -1: no float */
 
 #endif

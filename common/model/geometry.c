@@ -4,6 +4,7 @@
 #include "common/model/geometry.h"
 
 #include "common/base/mem.h"
+#include "common/model/rows.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -16,7 +17,8 @@
         if (try_status != MR_OK) return try_status;                                                \
     } while (0)
 
-enum { FLOATS = 0, INDEX = 1 };
+/* What a tensor may be: floats; indices; a matrix in any row format. */
+enum { FLOATS, INDEX, MATRIX };
 
 static void shape_text(char *out, size_t room, uint32_t dims, const uint64_t *shape) {
     size_t used = (size_t)snprintf(out, room, "[");
@@ -29,7 +31,7 @@ static void shape_text(char *out, size_t room, uint32_t dims, const uint64_t *sh
 static mr_status find(mr_geometry *g, const mr_tensor **out, const char *name, mr_err *err) {
     *out = g->find(g->context, name);
     if (!*out) return mr_fail(err, MR_ERR_FORMAT, "tensor %s is missing", name);
-    g->mark(g->mark_context, *out);
+    g->mark(g->mark_context, *out, 0);
     return MR_OK;
 }
 
@@ -41,7 +43,15 @@ static mr_status check_type(const mr_tensor *t, int kind, mr_err *err) {
                        mr_dtype_name(t->dtype));
     }
     if (mr_dtype_element(&element, t->dtype) == 0) return MR_OK;
-    return mr_fail(err, MR_ERR_UNSUPPORTED, "tensor %s has type %s; F32 and BF16 are implemented",
+    if (kind == MATRIX && t->dtype == MR_DTYPE_U8 && t->storage.block) return MR_OK;
+    if (kind == MATRIX && t->scales) return MR_OK;
+    if (kind == FLOATS && (t->scales || (t->dtype == MR_DTYPE_U8 && t->storage.block)))
+        return mr_fail(err, MR_ERR_UNSUPPORTED,
+                       "tensor %s has type %s; for it only floats are implemented", t->name,
+                       mr_dtype_name(t->dtype));
+    return mr_fail(err, MR_ERR_UNSUPPORTED,
+                   "tensor %s has type %s; F32, BF16 and F16 are implemented, and U8 where "
+                   "config.json's quantization_config says how it is stored",
                    t->name, mr_dtype_name(t->dtype));
 }
 
@@ -51,13 +61,21 @@ static mr_status need(mr_geometry *g, const mr_tensor **out, int kind, const cha
     const mr_tensor *t;
     TRY(find(g, &t, name, err));
     TRY(check_type(t, kind, err));
-    if (t->dims != dims || memcmp(t->shape, shape, dims * sizeof(*shape)) != 0) {
-        char found[200], wanted[200];
+    const bool codes = t->dtype == MR_DTYPE_U8 && dims == 2;
+    uint64_t stored[MR_MAX_TENSOR_DIMS];
+    memcpy(stored, shape, dims * sizeof(*shape));
+    if (codes) stored[1] = mr_storage_bytes(t->storage, shape[1]);
+    if (t->dims != dims || memcmp(t->shape, stored, dims * sizeof(*stored)) != 0) {
+        char found[200], wanted[200], how[80] = "";
         shape_text(found, sizeof(found), t->dims, t->shape);
-        shape_text(wanted, sizeof(wanted), dims, shape);
-        return mr_fail(err, MR_ERR_FORMAT, "tensor %s has shape %s, expected %s", name, found,
-                       wanted);
+        shape_text(wanted, sizeof(wanted), dims, stored);
+        if (codes)
+            snprintf(how, sizeof(how), ": %llu columns stored as %s", (unsigned long long)shape[1],
+                     mr_storage_name(mr_storage_type_of(t->storage)));
+        return mr_fail(err, MR_ERR_FORMAT, "tensor %s has shape %s, expected %s%s", name, found,
+                       wanted, how);
     }
+    if (codes) g->mark(g->mark_context, t, shape[1]);
     if (out) *out = t;
     return MR_OK;
 }
@@ -82,20 +100,20 @@ static mr_status check_block(mr_geometry *g, uint32_t block, mr_err *err) {
 #define BLOCK(suffix) named(name, "transformer.blocks.%u." suffix, block)
     TRY(need(g, NULL, FLOATS, BLOCK("attn_norm.weight"), SHAPE(d), err));
     TRY(need(g, NULL, FLOATS, BLOCK("ff_norm.weight"), SHAPE(d), err));
-    TRY(need(g, NULL, FLOATS, BLOCK("att_proj.weight"), SHAPE(d + 2 * kv, d), err));
-    TRY(need(g, NULL, FLOATS, BLOCK("attn_out.weight"), SHAPE(d, d), err));
+    TRY(need(g, NULL, MATRIX, BLOCK("att_proj.weight"), SHAPE(d + 2 * kv, d), err));
+    TRY(need(g, NULL, MATRIX, BLOCK("attn_out.weight"), SHAPE(d, d), err));
     if (c->qk_norm) {
         TRY(need(g, NULL, FLOATS, BLOCK("q_norm.weight"), SHAPE(c->head_dim), err));
         TRY(need(g, NULL, FLOATS, BLOCK("k_norm.weight"), SHAPE(c->head_dim), err));
     }
     if (!c->moe) {
-        TRY(need(g, NULL, FLOATS, BLOCK("ff_proj.weight"), SHAPE(c->mlp_hidden, d), err));
-        return need(g, NULL, FLOATS, BLOCK("ff_out.weight"), SHAPE(d, c->mlp_hidden / 2), err);
+        TRY(need(g, NULL, MATRIX, BLOCK("ff_proj.weight"), SHAPE(c->mlp_hidden, d), err));
+        return need(g, NULL, MATRIX, BLOCK("ff_out.weight"), SHAPE(d, c->mlp_hidden / 2), err);
     }
     const uint64_t rows = (uint64_t)c->experts * c->expert_hidden;
     TRY(need(g, NULL, FLOATS, BLOCK("ffn.router.layer.weight"), SHAPE(c->experts, d), err));
-    TRY(need(g, NULL, FLOATS, BLOCK("ffn.experts.mlp.w1"), SHAPE(rows, d), err));
-    TRY(need(g, NULL, FLOATS, BLOCK("ffn.experts.mlp.v1"), SHAPE(rows, d), err));
+    TRY(need(g, NULL, MATRIX, BLOCK("ffn.experts.mlp.w1"), SHAPE(rows, d), err));
+    TRY(need(g, NULL, MATRIX, BLOCK("ffn.experts.mlp.v1"), SHAPE(rows, d), err));
     return need(g, NULL, FLOATS, BLOCK("ffn.experts.mlp.w2"), SHAPE(rows, d), err);
 #undef BLOCK
 }
@@ -141,6 +159,8 @@ static mr_status set_table(mr_geometry *g, uint32_t index, const char *values, u
     if (rows > UINT32_MAX)
         return mr_fail(err, MR_ERR_LIMIT, "tensor %s has %llu rows, at most 2^32 - 1 are addressed",
                        values, (unsigned long long)rows);
+    g->mark(g->mark_context, t.values, width);
+    if (pre_width) g->mark(g->mark_context, t.pre_values, pre_width);
     g->tables[index] = t;
     if (index >= g->table_count) g->table_count = index + 1;
     return MR_OK;
@@ -153,7 +173,7 @@ static mr_status check_pkm(mr_geometry *g, uint32_t i, mr_err *err) {
     char name[128];
     TRY(check_selection(l, i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(2 * h * n, kdim), err));
-    TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.weight"), SHAPE(h * 2 * kdim, d), err));
+    TRY(need(g, NULL, MATRIX, MEM("query_proj.query_mlps.0.weight"), SHAPE(h * 2 * kdim, d), err));
     if (c->mem_query_bias)
         TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.bias"), SHAPE(h * 2 * kdim), err));
     l->table = i;
@@ -167,10 +187,10 @@ static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
     char name[128];
     TRY(check_selection(&g->layers[i], i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(h, 2, n, kdim), err));
-    TRY(need(g, NULL, FLOATS, MEM("query_proj.weight"), SHAPE(h * 2 * kdim, d), err));
+    TRY(need(g, NULL, MATRIX, MEM("query_proj.weight"), SHAPE(h * 2 * kdim, d), err));
     TRY(need(g, NULL, FLOATS, MEM("query_norm.weight"), SHAPE(kdim), err));
-    TRY(need(g, NULL, FLOATS, MEM("swilu_projection.weight"), SHAPE(v, d), err));
-    TRY(need(g, NULL, FLOATS, MEM("values_proj.weight"), SHAPE(d, v), err));
+    TRY(need(g, NULL, MATRIX, MEM("swilu_projection.weight"), SHAPE(v, d), err));
+    TRY(need(g, NULL, MATRIX, MEM("values_proj.weight"), SHAPE(d, v), err));
     if (g->find(g->context, MEM("keys_norm.weight"))) /* in the file, without effect */
         TRY(need(g, NULL, FLOATS, name, SHAPE(kdim), err));
     g->layers[i].table = 0;
@@ -228,20 +248,24 @@ static mr_status check_v1(mr_geometry *g, uint32_t i, mr_err *err) {
     const uint64_t d = c->d_model, v = c->mem_vdim;
     char name[128];
     TRY(find(g, &projection, MEM("values_proj.weight"), err)); /* E = columns / vdim */
-    const uint64_t expand = projection->dims == 2 ? projection->shape[1] / v : 0;
-    uint32_t kx = 0;
-    while ((uint64_t)(kx + 1) * (kx + 1) <= expand && kx < 16) kx++;
-    if (kx == 0 || (uint64_t)kx * kx != expand || expand > MR_MAX_SLOTS - 1)
+    const bool codes = projection->dtype == MR_DTYPE_U8;
+    const uint64_t columns = projection->dims == 2 ? projection->shape[1] : 0;
+    uint32_t kx = 1;
+    while (kx < 16 &&
+           columns != (codes ? mr_storage_bytes(projection->storage, kx * kx * v) : kx * kx * v))
+        kx++;
+    const uint64_t expand = kx * kx;
+    if (kx == 16)
         return mr_fail(err, MR_ERR_FORMAT,
                        "tensor %s: its columns must be mem_vdim %u times a square of at most 225",
                        name, c->mem_vdim);
-    TRY(need(g, NULL, FLOATS, name, SHAPE(d, expand * v), err));
+    TRY(need(g, NULL, MATRIX, name, SHAPE(d, expand * v), err));
     l->slots = l->slots_out = (uint32_t)expand;
     l->keys_per_side = kx * c->mem_knum;
     l->reach_rows = (uint64_t)c->mem_knum * c->mem_knum;
     l->shuffled = true;
     TRY(check_selection(l, i, err));
-    TRY(need(g, NULL, FLOATS, MEM("query_proj.weight"), SHAPE(2ull * c->mem_kdim, d), err));
+    TRY(need(g, NULL, MATRIX, MEM("query_proj.weight"), SHAPE(2ull * c->mem_kdim, d), err));
     TRY(check_tucker(g, i, err));
     l->table = i;
     return set_table(g, i, MEM("values_for_look_up"), l->reach_rows, v, NULL, 0, err);
@@ -274,9 +298,9 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
                        "runs only with 2",
                        l->rank);
     const uint64_t query_rows = (c->mem_query_per_rank ? 2ull * l->rank : 2ull) * c->mem_kdim;
-    TRY(need(g, NULL, FLOATS, MEM("query_proj.weight"), SHAPE(query_rows, d), err));
-    TRY(need(g, NULL, FLOATS, MEM("values_proj.weight"), SHAPE(d, l->slots_out * v), err));
-    if (pre) TRY(need(g, NULL, FLOATS, MEM("pre_values_proj.weight"), SHAPE(pre, d), err));
+    TRY(need(g, NULL, MATRIX, MEM("query_proj.weight"), SHAPE(query_rows, d), err));
+    TRY(need(g, NULL, MATRIX, MEM("values_proj.weight"), SHAPE(d, l->slots_out * v), err));
+    if (pre) TRY(need(g, NULL, MATRIX, MEM("pre_values_proj.weight"), SHAPE(pre, d), err));
     l->table = 0;
     return set_table(g, 0, "transformer.full_memory_layer.values_for_look_up", rows, v,
                      "transformer.full_memory_layer.pre_values_for_look_up", pre, err);
@@ -314,10 +338,10 @@ static mr_status check_memory(mr_geometry *g, uint32_t i, mr_err *err) {
 
 mr_status mr_geometry_check(mr_geometry *g, mr_err *err) {
     const mr_config *c = g->config;
-    TRY(need(g, NULL, FLOATS, "transformer.wte.weight", SHAPE(c->head_rows, c->d_model), err));
+    TRY(need(g, NULL, MATRIX, "transformer.wte.weight", SHAPE(c->head_rows, c->d_model), err));
     TRY(need(g, NULL, FLOATS, "transformer.ln_f.weight", SHAPE(c->d_model), err));
     if (!c->tied)
-        TRY(need(g, NULL, FLOATS, "transformer.ff_out.weight", SHAPE(c->head_rows, c->d_model),
+        TRY(need(g, NULL, MATRIX, "transformer.ff_out.weight", SHAPE(c->head_rows, c->d_model),
                  err));
     for (uint32_t i = 0; i < c->n_layers; i++) TRY(check_block(g, i, err));
     for (uint32_t i = 0; i < c->memory_count; i++) TRY(check_memory(g, i, err));

@@ -12,8 +12,9 @@ typedef struct {
     const mr_config *config;
     mr_table_shape *tables; /* [memory_count] room */
     uint32_t table_count;
-    mr_memory_layer *layers;                                   /* [memory_count] room */
-    void (*mark)(void *mark_context, const mr_tensor *tensor); /* each one that was asked for */
+    mr_memory_layer *layers; /* [memory_count] room */
+    /* each one that was asked for; columns: how many numbers a row has, once known, else 0 */
+    void (*mark)(void *mark_context, const mr_tensor *tensor, uint64_t columns);
     void *mark_context;
 } mr_geometry;
 

@@ -25,10 +25,10 @@ find(const mr_model *model, const char *format, va_list args) {
 static void add_part(mr_matrix *m, const mr_tensor *t, uint64_t first, uint32_t rows,
                      bool transposed) {
     assert(t->dims == 2 && first + rows <= t->shape[0] && m->part_count < MR_MATRIX_PARTS_MAX);
-    const uint32_t n = transposed ? (uint32_t)t->shape[1] : rows;
+    const uint32_t n = transposed ? (uint32_t)t->columns : rows;
     m->parts[m->part_count++] = (mr_matrix_part){t, first, rows, transposed};
     m->n += n;
-    m->k = transposed ? rows : (uint32_t)t->shape[1];
+    m->k = transposed ? rows : (uint32_t)t->columns;
 }
 
 /* A whole tensor, all its rows. */

@@ -6,6 +6,7 @@
 #include "common/base/json.h"
 #include "common/base/mem.h"
 #include "common/model/geometry.h"
+#include "common/model/rows.h"
 #include "common/model/safetensors.h"
 
 #include <errno.h>
@@ -161,9 +162,11 @@ static const mr_tensor *find_for_geometry(const void *context, const char *name)
     return mr_model_find(context, name);
 }
 
-static void mark_used(void *context, const mr_tensor *tensor) {
+static void mark_used(void *context, const mr_tensor *tensor, uint64_t columns) {
     mr_model *m = context;
     m->used[tensor - m->tensors] = true;
+    if (tensor->scales) m->used[tensor->scales - m->tensors] = true;
+    if (columns) m->tensors[tensor - m->tensors].columns = columns;
 }
 
 static mr_status check_architecture(mr_model *m, mr_err *err) {
@@ -178,7 +181,8 @@ static mr_status check_architecture(mr_model *m, mr_err *err) {
                             .layers = m->layers,
                             .mark = mark_used,
                             .mark_context = m};
-    const mr_status status = mr_geometry_check(&geometry, err);
+    mr_status status = mr_tensors_classify(m->tensors, m->tensor_count, &m->config.quant, err);
+    if (status == MR_OK) status = mr_geometry_check(&geometry, err);
     if (status != MR_OK) return mr_fail_prefix(err, status, "%s", m->directory);
     m->table_count = geometry.table_count;
     for (uint32_t i = 0; i < m->tensor_count; i++)

@@ -12,7 +12,7 @@
 
 typedef struct mr_model mr_model;
 
-typedef struct {
+typedef struct mr_tensor {
     char *name;
     mr_dtype dtype;
     uint32_t dims;
@@ -20,6 +20,10 @@ typedef struct {
     uint32_t file;   /* which of the model's safetensors files */
     uint64_t offset; /* of the first byte in that file */
     uint64_t bytes;
+    /* What its numbers are (rows.h); set when a model is opened. */
+    mr_storage storage;
+    uint64_t columns;               /* numbers in a row; 0: no numbers, or panels */
+    const struct mr_tensor *scales; /* of an F8_E4M3 tensor, else NULL */
 } mr_tensor;
 
 /* A physical value table. v1 and pkm have one per memory layer, v2 and memory_plus one in all. */

@@ -2,58 +2,93 @@
 #include "common/model/pack.h"
 
 #include "common/base/mem.h"
+#include "common/model/rows.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-static mr_status alloc_packed(mr_packed *out, mr_element element, uint32_t n, uint32_t k,
+static mr_status alloc_packed(mr_packed *out, mr_storage format, uint32_t n, uint32_t k,
                               const char *what, mr_err *err) {
-    void *data;
+    const uint64_t data_bytes = mr_packed_data_bytes(format.element, n, k);
+    const uint64_t scale_bytes = mr_packed_scale_bytes(format.block, n, k);
+    void *data, *scales = NULL;
     *out = (mr_packed){0};
-    const mr_status status =
-        mr_try_alloc(&data, (size_t)mr_packed_data_bytes(element, n, k), 1, what, err);
-    if (status != MR_OK) return status;
-    *out = (mr_packed){.data = data, .element = element, .n = n, .k = k};
+    mr_status status = mr_try_alloc(&data, (size_t)data_bytes, 1, what, err);
+    if (status == MR_OK && scale_bytes)
+        status = mr_try_alloc(&scales, (size_t)scale_bytes, 1, what, err);
+    if (status != MR_OK) {
+        free(data);
+        return status;
+    }
+    *out = (mr_packed){.data = data,
+                       .scales = scales,
+                       .element = format.element,
+                       .n = n,
+                       .k = k,
+                       .block = format.block};
     mr_packed_clear(out);
     return MR_OK;
 }
 
-/* Rows of a part that are outputs n_first, n_first + 1, .. of the matrix. */
+/* Rows of a part that are inputs of the matrix: floats only, as geometry.c has seen to. */
+static void put_transposed(const mr_packed *out, const mr_tensor_rows *rows, uint32_t n_first,
+                           mr_storage to, float *floats, uint8_t *room) {
+    const size_t size = mr_element_bytes(out->element);
+    for (uint32_t row = 0; row < rows->count; row++) {
+        mr_row_widen(room, to, mr_tensor_rows_at(rows, row, room), rows->storage, rows->columns,
+                     floats);
+        for (uint32_t c = 0; c < rows->columns; c++)
+            mr_packed_put(out, n_first + c, row, room + c * size);
+    }
+}
+
+/* A part, whose rows are outputs n_first, n_first + 1, .. of the matrix. */
 static mr_status put_part(const mr_packed *out, const mr_model *model, const mr_matrix_part *part,
                           uint32_t n_first, mr_err *err) {
-    const uint64_t row_bytes = part->tensor->bytes / part->tensor->shape[0];
-    const size_t size = mr_element_bytes(out->element);
-    const mr_storage format = {out->element, 0};
-    mr_mapping map;
-    const mr_status status = mr_tensor_map(&map, model, part->tensor, part->row_first * row_bytes,
-                                           part->rows * row_bytes, err);
+    const mr_storage to = {out->element, out->block};
+    mr_tensor_rows rows;
+    const mr_status status =
+        mr_tensor_rows_open(&rows, model, part->tensor, part->row_first, part->rows, err);
     if (status != MR_OK) return status;
-    for (uint32_t row = 0; row < part->rows; row++) {
-        const uint8_t *at = map.data + row * row_bytes;
-        if (!part->transposed)
-            mr_packed_put_row(out, n_first + row, at, format);
-        else
-            for (uint32_t c = 0; c < row_bytes / size; c++)
-                mr_packed_put(out, n_first + c, row, at + c * size);
-    }
-    mr_mapping_close(&map);
+    float *floats = mr_alloc_array(rows.columns, sizeof(*floats));
+    uint8_t *joined = mr_alloc(rows.row_bytes);
+    uint8_t *wide = mr_alloc((size_t)mr_storage_bytes(to, rows.columns));
+    if (part->transposed)
+        put_transposed(out, &rows, n_first, to, floats, wide);
+    else
+        for (uint32_t row = 0; row < rows.count; row++) {
+            const uint8_t *at = mr_tensor_rows_at(&rows, row, joined);
+            if (!mr_storage_same(rows.storage, to)) {
+                mr_row_widen(wide, to, at, rows.storage, rows.columns, floats);
+                at = wide;
+            }
+            mr_packed_put_row(out, n_first + row, at, to);
+        }
+    free(wide);
+    free(joined);
+    free(floats);
+    mr_tensor_rows_close(&rows);
     return MR_OK;
+}
+
+mr_storage mr_matrix_storage(const mr_matrix *matrix) {
+    mr_storage format = matrix->parts[0].tensor->storage;
+    for (uint32_t i = 1; i < matrix->part_count; i++)
+        format = mr_storage_common(format, matrix->parts[i].tensor->storage);
+    return format;
 }
 
 mr_status mr_pack_matrix(mr_packed *out, const mr_model *model, const mr_matrix *matrix,
                          mr_err *err) {
-    mr_element element = MR_F32;
     uint32_t n = 0;
-    const bool known = mr_dtype_element(&element, matrix->parts[0].tensor->dtype) == 0;
-    assert(known && matrix->part_count > 0);
-    mr_status status =
-        alloc_packed(out, element, matrix->n, matrix->k, matrix->parts[0].tensor->name, err);
+    assert(matrix->part_count > 0);
+    mr_status status = alloc_packed(out, mr_matrix_storage(matrix), matrix->n, matrix->k,
+                                    matrix->parts[0].tensor->name, err);
     for (uint32_t i = 0; i < matrix->part_count && status == MR_OK; i++) {
         const mr_matrix_part *part = &matrix->parts[i];
-        assert(part->tensor->dtype == matrix->parts[0].tensor->dtype);
         status = put_part(out, model, part, n, err);
-        n += part->transposed ? (uint32_t)part->tensor->shape[1] : part->rows;
+        n += part->transposed ? (uint32_t)part->tensor->columns : part->rows;
     }
     if (status != MR_OK) mr_packed_free(out);
     return status;
@@ -61,7 +96,7 @@ mr_status mr_pack_matrix(mr_packed *out, const mr_model *model, const mr_matrix 
 
 mr_status mr_pack_floats(mr_packed *out, uint32_t n, uint32_t k, mr_pack_source source,
                          const void *context, const char *what, mr_err *err) {
-    const mr_status status = alloc_packed(out, MR_F32, n, k, what, err);
+    const mr_status status = alloc_packed(out, (mr_storage){MR_F32, 0}, n, k, what, err);
     if (status != MR_OK) return status;
     for (uint32_t row = 0; row < n; row++)
         for (uint32_t i = 0; i < k; i++) {
@@ -73,6 +108,7 @@ mr_status mr_pack_floats(mr_packed *out, uint32_t n, uint32_t k, mr_pack_source 
 
 void mr_packed_free(mr_packed *packed) {
     free((void *)(uintptr_t)packed->data);
+    free((void *)(uintptr_t)packed->scales);
     *packed = (mr_packed){0};
 }
 

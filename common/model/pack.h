@@ -5,6 +5,9 @@
 #include "common/model/matrices.h"
 #include "common/ops/packed.h"
 
+/* What a matrix is packed as: its parts' format or, where they differ, one that has all of them
+ * exactly (mr_storage_common). */
+mr_storage mr_matrix_storage(const mr_matrix *matrix);
 /* A whole matrix, its parts one after the other. Freed with mr_packed_free. */
 mr_status mr_pack_matrix(mr_packed *out, const mr_model *model, const mr_matrix *matrix,
                          mr_err *err);

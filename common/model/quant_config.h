@@ -6,7 +6,14 @@
  * T is a name of mr_storage_type. A tensor of F32, BF16 or F16 is what its file says. Numbers with
  * scales are U8 tensors, [rows][mr_storage_bytes(T, columns)]: what T is stands here, in overrides
  * under the tensor's name, else in "tables" for the tables of memory layers (mr_tensor_is_table)
- * and in "weights" for all others. A config.json without the field has no such tensors. */
+ * and in "weights" for all others. A config.json without the field has no such tensors.
+ *
+ * Of other people's methods two are read: "fp8" and compressed-tensors' "float-quantized", F8_E4M3
+ * tensors with their scales in a tensor beside them (rows.h). Anything else is refused by name.
+ *
+ *   "memrack_pack": {"version": 1}
+ *
+ * says that matrices are stored as panels (panels.h), T under their names in the same way. */
 #ifndef MR_MODEL_QUANT_CONFIG_H
 #define MR_MODEL_QUANT_CONFIG_H
 #include "common/base/json.h"
@@ -21,6 +28,8 @@ typedef struct {
     mr_storage_type weights, tables; /* MR_STORE_COUNT: not given */
     mr_quant_override *overrides;    /* [override_count], owned, by name */
     uint32_t override_count;
+    bool has_fp8;   /* F8_E4M3 tensors have their scales beside them */
+    bool is_packed; /* memrack_pack */
 } mr_quant_config;
 
 /* root: all of config.json. *out is empty after a failure. */

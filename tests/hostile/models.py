@@ -257,10 +257,10 @@ def tensor_too_many(d):
     store(d, h, data + bytes(8))
 
 
-@case("dense", ["transformer.ln_f.weight", "F16"])
+@case("dense", ["transformer.ln_f.weight", "I16"])
 def tensor_wrong_dtype(d):
     h, data = load(d)
-    h["transformer.ln_f.weight"].update(dtype="F16", shape=[128])
+    h["transformer.ln_f.weight"].update(dtype="I16", shape=[128])
     store(d, h, data)
 
 
