@@ -93,7 +93,24 @@ float mr_packed_at(const mr_packed *p, uint32_t n, uint32_t k) {
 
 size_t mr_quantized_bytes(uint32_t k) {
     const size_t depth = mr_packed_depth(MR_I8, k);
-    return (depth + depth / 32 * 8 + 63) / 64 * 64;
+    return ((depth + depth / 32 * 8 + 63) / 64 | 1) * 64;
+}
+
+void mr_quantize_block(int8_t *codes, float *d, int32_t *sum, const float *x, uint32_t count) {
+    float largest = 0;
+    for (uint32_t j = 0; j < count; j++) {
+        const float magnitude = fabsf(x[j]);
+        largest = magnitude > largest || magnitude != magnitude ? magnitude : largest;
+    }
+    *d = largest / 127.0f;
+    *sum = 0;
+    const float inverse = *d > 0 ? 1.0f / *d : 0;
+    for (uint32_t j = 0; j < 32; j++) {
+        const float scaled = j < count ? x[j] * inverse : 0;
+        const float code = scaled > 127 ? 127 : scaled < -127 ? -127 : scaled;
+        codes[j] = code == code ? (int8_t)nearbyintf(code) : 0;
+        *sum += codes[j];
+    }
 }
 
 void mr_quantize_rows(void *out, const float *x, size_t x_stride, uint32_t m, uint32_t k) {
@@ -102,20 +119,9 @@ void mr_quantize_rows(void *out, const float *x, size_t x_stride, uint32_t m, ui
         int8_t *codes = (int8_t *)out + i * bytes;
         uint8_t *d_at = (uint8_t *)codes + depth, *sum_at = d_at + depth / 32 * 4;
         for (uint32_t first = 0; first < depth; first += 32, d_at += 4, sum_at += 4) {
-            const uint32_t count = k - first < 32 ? k - first : 32;
-            float largest = 0;
-            int32_t sum = 0;
-            for (uint32_t j = 0; j < count; j++) {
-                const float magnitude = fabsf(x[first + j]);
-                largest = magnitude > largest || magnitude != magnitude ? magnitude : largest;
-            }
-            const float d = largest / 127.0f, inverse = d > 0 ? 1.0f / d : 0;
-            for (uint32_t j = 0; j < 32; j++) {
-                const float scaled = j < count ? x[first + j] * inverse : 0;
-                const float code = scaled > 127 ? 127 : scaled < -127 ? -127 : scaled;
-                codes[first + j] = code == code ? (int8_t)nearbyintf(code) : 0;
-                sum += codes[first + j];
-            }
+            float d;
+            int32_t sum;
+            mr_quantize_block(codes + first, &d, &sum, x + first, k - first < 32 ? k - first : 32);
             memcpy(d_at, &d, sizeof(d));
             memcpy(sum_at, &sum, sizeof(sum));
         }

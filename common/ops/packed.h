@@ -39,8 +39,10 @@ float mr_packed_scale(const mr_packed *p, uint32_t n, uint32_t k);
 float mr_packed_at(const mr_packed *p, uint32_t n, uint32_t k);
 
 /* The form of x for int8 and int4 weights: [depth] codes, then f32 d[depth / 32], then int32
- * sum of codes [depth / 32]; then padding to 64 bytes. Shared by all backends. */
+ * sum of codes [depth / 32]; then padding to an odd number of 64-byte lines, so that rows do not
+ * share cache sets. Shared by all backends. */
 size_t mr_quantized_bytes(uint32_t k);
+void mr_quantize_block(int8_t *codes, float *d, int32_t *sum, const float *x, uint32_t count);
 void mr_quantize_rows(void *out, const float *x, size_t x_stride, uint32_t m, uint32_t k);
 
 #endif

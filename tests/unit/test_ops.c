@@ -172,6 +172,15 @@ static void free_matrix(matrix *made) {
     free(made->rows);
 }
 
+/* The way that processors with AVX-512 but without VNNI multiply codes. */
+static void check_without_vnni(const float *want, float *got, size_t stride, const void *prepared,
+                               uint32_t m, const mr_packed *w) {
+    if (mr_ops_find("avx512") == NULL || (w->element != MR_I8 && w->element != MR_I4)) return;
+    memset(got, 0, m * stride * sizeof(float));
+    mr_avx512_gemm_codes(got, stride, prepared, m, w, 0, mr_packed_panels(w));
+    assert_memory_equal(want, got, m * stride * sizeof(float));
+}
+
 /* Also: a row of y is the same for every M, and equals a double sum over the stored numbers: to
  * fp32 accuracy where x stays fp32, to half a step of x's codes (1/254 of the largest of 32) where
  * it does not. */
@@ -182,7 +191,7 @@ static void check_gemm(mr_storage storage, uint32_t m, uint32_t n, uint32_t k) {
     const size_t stride = n + 5, prepared_bytes = mr_ops_ref.prepared_bytes(&w);
     float *x = malloc((size_t)m * (k + 1) * sizeof(float));
     float *want = calloc(m * stride, sizeof(float)), *got = calloc(m * stride, sizeof(float));
-    uint8_t *prepared = malloc(m * prepared_bytes + 1);
+    uint8_t *prepared = calloc(1, m * prepared_bytes + 1), *again = malloc(m * prepared_bytes + 1);
     for (size_t i = 0; i < (size_t)m * (k + 1); i++) x[i] = next_float();
     mr_ops_ref.prepare(prepared, x, k + 1, m, &w);
     mr_ops_ref.gemm(want, stride, x, k + 1, prepared, m, &w, 0, panels);
@@ -191,7 +200,9 @@ static void check_gemm(mr_storage storage, uint32_t m, uint32_t n, uint32_t k) {
         const mr_ops *ops = backend(b);
         assert_int_equal(ops->prepared_bytes(&w), prepared_bytes);
         memset(got, 0, m * stride * sizeof(float));
-        ops->prepare(prepared, x, k + 1, m, &w);
+        memset(again, 0, m * prepared_bytes);
+        ops->prepare(again, x, k + 1, m, &w);
+        assert_memory_equal(again, prepared, m * prepared_bytes);
         ops->gemm(got, stride, x, k + 1, prepared, m, &w, 0, panels);
         assert_memory_equal(want, got, m * stride * sizeof(float));
         for (uint32_t row = 0; row < m; row++) /* one row alone: the same chain */
@@ -210,8 +221,10 @@ static void check_gemm(mr_storage storage, uint32_t m, uint32_t n, uint32_t k) {
         }
         assert_true(fabs(sum - (double)want[column]) < slack);
     }
+    check_without_vnni(want, got, stride, prepared, m, &w);
     free(row);
     free(prepared);
+    free(again);
     free_matrix(&made);
     free(x);
     free(want);
@@ -226,6 +239,36 @@ static void test_gemm(void **unused) {
             for (int type = 0; type < MR_STORE_COUNT; type++)
                 check_gemm(mr_storage_of((mr_storage_type)type), rows[i], columns[j],
                            1 + below(i % 2 ? 90 : 300));
+    for (int type = 0; type < MR_STORE_COUNT; type++) { /* several chunks of K, many rows */
+        const mr_storage storage = mr_storage_of((mr_storage_type)type);
+        check_gemm(storage, 70, 65, 515);
+        check_gemm(storage, 100, 40, 257);
+        for (uint32_t m = 1; m < 30; m += 1 + below(3))
+            check_gemm(storage, m, 1 + below(70), 240 + below(800));
+    }
+}
+
+/* What is not a number, infinite, next to nothing or all zero has a form all backends agree on. */
+static void test_quantize_odd_values(void **unused) {
+    enum { K = 200, ROWS = 60 };
+    static const float odd[] = {NAN, INFINITY, -INFINITY, 0x1p-140f, 1e38f, 0, -0.0f, 3e-39f};
+    const mr_packed w = {.element = MR_I8, .block = MR_WHOLE_ROW, .n = 1, .k = K};
+    const size_t bytes = mr_quantized_bytes(K);
+    float x[ROWS * K];
+    uint8_t *want = calloc(ROWS, bytes), *got = calloc(ROWS, bytes);
+    (void)unused;
+    for (uint32_t i = 0; i < ROWS * K; i++)
+        x[i] = i / K % 3 == 2 ? odd[i / K % 8] * (i % 2 ? 1.0f : 0.25f)
+               : below(30)    ? next_float()
+                              : odd[below(8)];
+    mr_quantize_rows(want, x, K, ROWS, K);
+    for (int b = 0; b < 2; b++) {
+        if (!backend(b)) continue;
+        backend(b)->prepare(got, x, K, ROWS, &w);
+        assert_memory_equal(want, got, ROWS * bytes);
+    }
+    free(want);
+    free(got);
 }
 
 /* Narrowing and widening: every code comes back, and what lies between goes to the nearer one. */
@@ -403,6 +446,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_pool),
                                        cmocka_unit_test(test_gate_dot),
                                        cmocka_unit_test(test_gemm),
+                                       cmocka_unit_test(test_quantize_odd_values),
                                        cmocka_unit_test(test_small_floats),
                                        cmocka_unit_test(test_storage),
                                        cmocka_unit_test(test_select),

@@ -24,6 +24,12 @@ void mr_avx512_gemm(float *y, size_t y_stride, const float *x, size_t x_stride,
                     const void *prepared, uint32_t m, const mr_packed *w, uint32_t panel_first,
                     uint32_t panel_count);
 
+/* Products with int8 and int4 weights; the second needs VNNI. */
+void mr_avx512_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m, const mr_packed *w,
+                          uint32_t panel_first, uint32_t panel_count);
+void mr_avx512vnni_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m,
+                              const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
+
 /* A score and its index as one integer that orders as select does: larger is better, equal scores
  * by lower index. The sign trick makes fp32 bits ordered integers; adding 0 turns -0 into +0. */
 static inline uint64_t mr_select_key(float score, uint32_t index) {

@@ -1,103 +1,177 @@
-/* gemm_avx2.c - products with packed weights for AVX2 and FMA; see gemm_avx512.c for the ideas. */
+/* gemm_avx2.c - products with packed weights for AVX2, FMA and F16C: gemm_loop.h at 8 lanes. A tile
+ * is 6 rows x 16 columns of y in 12 registers. */
 #include "common/ops/cpu/backends.h"
 
 #if defined(__AVX2__)
-#include "common/ops/packed.h"
-
 #include <immintrin.h>
 
-/* Weights of input k and outputs [8 * eighth, + 8) of a panel: bf16 lie in pairs of k. */
-static inline __m256 weights8(const uint8_t *panel, uint32_t k, uint32_t eighth,
-                              mr_element element) {
-    if (element == MR_F32)
-        return _mm256_loadu_ps((const float *)(const void *)panel + (size_t)k * MR_PANEL +
-                               eighth * 8);
-    const uint8_t *at = panel + ((size_t)(k / 2) * MR_PANEL + eighth * 8) * 4;
-    const __m256i pairs = _mm256_loadu_si256((const __m256i *)(const void *)at);
-    return _mm256_castsi256_ps(k & 1 ? _mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000))
-                                     : _mm256_slli_epi32(pairs, 16));
-}
+typedef __m256 vf;
+typedef __m256i vi;
+#define LANES 8
+enum {
+    SUMS = 12,
+    CODE_SUMS = 6,
+    FLOAT_ROWS = 6,
+    CODE_ROWS = 2,
+    FLOAT_WIDE = 8,
+    CODE_WIDE = 4,
+    CHUNK = 256,
+    CODE_CHUNK = 512,
+    GROUP_PANELS = 8,
+    SLAB_ROWS = 96,
+    SLAB_COLUMNS = CHUNK + 16
+};
 
-/* ROWS rows x 16 columns (half a panel): at most 12 sums in registers. */
-static inline __attribute__((always_inline)) void
-gemm_tile(float *y, size_t y_stride, const float *x, size_t x_stride, const mr_packed *w,
-          uint32_t panel, uint32_t half, const int rows, mr_element element) {
-    const uint8_t *b = (const uint8_t *)w->data + panel * mr_packed_panel_bytes(element, w->k);
-    __m256 sum[6][2];
-    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = _mm256_setzero_ps();
-    for (uint32_t k = 0; k < w->k; k++) {
-        const __m256 b0 = weights8(b, k, half * 2, element),
-                     b1 = weights8(b, k, half * 2 + 1, element);
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) {
-            const __m256 a = _mm256_set1_ps(x[(size_t)i * x_stride + k]);
-            sum[i][0] = _mm256_fmadd_ps(a, b0, sum[i][0]);
-            sum[i][1] = _mm256_fmadd_ps(a, b1, sum[i][1]);
-        }
-    }
-    const uint32_t column = panel * MR_PANEL + half * 16;
-    const uint32_t left = w->n > column ? w->n - column : 0;
-    for (int i = 0; i < rows; i++) {
-        float *out = y + (size_t)i * y_stride + column, whole[16];
-        if (left >= 16) {
-            _mm256_storeu_ps(out, sum[i][0]);
-            _mm256_storeu_ps(out + 8, sum[i][1]);
-            continue;
-        }
-        _mm256_storeu_ps(whole, sum[i][0]);
-        _mm256_storeu_ps(whole + 8, sum[i][1]);
-        for (uint32_t c = 0; c < left; c++) out[c] = whole[c];
-    }
+static inline vf v_set(float x) {
+    return _mm256_set1_ps(x);
 }
-
-/* One row: a whole panel, four chains. */
-static inline __attribute__((always_inline)) void
-gemv_tile(float *y, const float *x, const mr_packed *w, uint32_t panel, mr_element element) {
-    const uint8_t *b = (const uint8_t *)w->data + panel * mr_packed_panel_bytes(element, w->k);
-    __m256 sum[4];
-    for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_ps();
-    for (uint32_t k = 0; k < w->k; k++) {
-        const __m256 a = _mm256_set1_ps(x[k]);
-        for (uint32_t i = 0; i < 4; i++)
-            sum[i] = _mm256_fmadd_ps(a, weights8(b, k, i, element), sum[i]);
-    }
-    float whole[MR_PANEL];
-    for (int i = 0; i < 4; i++) _mm256_storeu_ps(whole + 8 * i, sum[i]);
-    const uint32_t left = w->n - panel * MR_PANEL;
-    memcpy(y + panel * MR_PANEL, whole, (left < MR_PANEL ? left : MR_PANEL) * sizeof(float));
+static inline vf v_load(const float *at) {
+    return _mm256_loadu_ps(at);
 }
-
-static inline __attribute__((always_inline)) void
-gemm_any(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m, const mr_packed *w,
-         uint32_t panel_first, uint32_t panel_count, mr_element element) {
-    for (uint32_t p = panel_first; p < panel_first + panel_count; p++) {
-        if (m == 1) {
-            gemv_tile(y, x, w, p, element);
-            continue;
-        }
-        for (uint32_t half = 0; half < 2; half++) {
-            uint32_t i = 0;
-            for (; i + 6 <= m; i += 6)
-                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 6,
-                          element);
-            for (; i + 2 <= m; i += 2)
-                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 2,
-                          element);
-            for (; i < m; i++)
-                gemm_tile(y + i * y_stride, y_stride, x + i * x_stride, x_stride, w, p, half, 1,
-                          element);
-        }
-    }
+static inline vi first_lanes(uint32_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count),
+                              _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0));
 }
-
-void mr_avx2_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, const void *prepared,
-                  uint32_t m, const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
-    if (w->element == MR_F32)
-        gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_F32);
-    else if (w->element == MR_BF16)
-        gemm_any(y, y_stride, x, x_stride, m, w, panel_first, panel_count, MR_BF16);
+static inline vf v_load_first(const float *at, uint32_t count) {
+    return count >= 8 ? _mm256_loadu_ps(at) : _mm256_maskload_ps(at, first_lanes(count));
+}
+static inline void v_store_first(float *at, uint32_t count, vf x) {
+    if (count >= 8)
+        _mm256_storeu_ps(at, x);
     else
-        mr_ops_ref.gemm(y, y_stride, x, x_stride, prepared, m, w, panel_first, panel_count);
+        _mm256_maskstore_ps(at, first_lanes(count), x);
+}
+static inline vf v_fma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline vf v_mul(vf a, vf b) {
+    return _mm256_mul_ps(a, b);
+}
+static inline vf v_widen_f16(const uint16_t *at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)at));
+}
+static inline vf v_widen_f8(const uint8_t *at) {
+    const vi code = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)at));
+    const vi size = _mm256_and_si256(_mm256_slli_epi32(code, 20), _mm256_set1_epi32(0x07f00000));
+    const vi sign = _mm256_and_si256(_mm256_slli_epi32(code, 24), _mm256_set1_epi32(INT32_MIN));
+    const vf x =
+        _mm256_mul_ps(_mm256_castsi256_ps(_mm256_or_si256(size, sign)), _mm256_set1_ps(0x1p120f));
+    const vi nan = _mm256_cmpeq_epi32(size, _mm256_set1_epi32(0x07f00000));
+    return _mm256_blendv_ps(x, _mm256_set1_ps(__builtin_nanf("")), _mm256_castsi256_ps(nan));
+}
+static inline void v_split_bf16(vf *even, vf *odd, const uint8_t *at) {
+    const vi pairs = _mm256_loadu_si256((const __m256i *)(const void *)at);
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32((int)0xffff0000)));
+}
+static inline void v_ask(const uint8_t *at) {
+    _mm_prefetch((const char *)at, _MM_HINT_T0);
+}
+static inline vi v_set_i(int32_t x) {
+    return _mm256_set1_epi32(x);
+}
+static inline vi v_load_i(const uint8_t *at) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)at);
+}
+static inline vi v_low_nibbles(vi x) {
+    return _mm256_and_si256(x, _mm256_set1_epi8(15));
+}
+static inline vi v_high_nibbles(vi x) {
+    return _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(15));
+}
+static inline vi v_sub_i(vi a, vi b) {
+    return _mm256_sub_epi32(a, b);
+}
+static inline vi v_times_power(vi x, int power) {
+    return _mm256_sllv_epi32(x, _mm256_set1_epi32(power));
+}
+static inline vf v_to_float(vi x) {
+    return _mm256_cvtepi32_ps(x);
+}
+/* sum + the four products of unsigned bytes of w and signed ones of x, as widened pairs. */
+static inline vi v_dot4(vi sum, vi w, vi x) {
+    const vi w_even = _mm256_and_si256(w, _mm256_set1_epi16(255));
+    const vi w_odd = _mm256_srli_epi16(w, 8);
+    const vi x_even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8),
+             x_odd = _mm256_srai_epi16(x, 8);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w_even, x_even));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(w_odd, x_odd));
+}
+
+/* mr_quantize_block of 32 numbers; false: one of them is not finite, or all are next to nothing. */
+static inline bool v_quantize(int8_t *codes, float *d, int32_t *sum, const float *x) {
+    const vf sign = _mm256_set1_ps(-0.0f);
+    vf a[4], largest = _mm256_setzero_ps();
+    int odd = 0;
+    for (int i = 0; i < 4; i++) {
+        a[i] = _mm256_loadu_ps(x + 8 * i);
+        odd |= _mm256_movemask_ps(_mm256_cmp_ps(a[i], a[i], _CMP_UNORD_Q));
+        largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, a[i]));
+    }
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    const float most = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    if (odd || !(most > 0x1p-100f && most < 0x1p126f)) return false;
+    *d = most / 127.0f;
+    const vf inverse = _mm256_set1_ps(1.0f / *d);
+    vi code[4], all = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+        const vf low = _mm256_min_ps(_mm256_mul_ps(a[i], inverse), _mm256_set1_ps(127));
+        code[i] = _mm256_cvtps_epi32(_mm256_max_ps(low, _mm256_set1_ps(-127)));
+        all = _mm256_add_epi32(all, code[i]);
+    }
+    const vi bytes = _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]),
+                                        _mm256_packs_epi32(code[2], code[3]));
+    const vi order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
+    _mm256_storeu_si256((__m256i *)(void *)codes, _mm256_permutevar8x32_epi32(bytes, order));
+    __m128i sums = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+    *sum = _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0xb1)));
+    return true;
+}
+
+#define MR_CODE_CASES(TILE, ELEMENT) MR_TILE_CASE(2, TILE, ELEMENT)
+#define MR_TILE_CASES(TILE, ELEMENT)                                                               \
+    MR_CODE_CASES(TILE, ELEMENT)                                                                   \
+    MR_TILE_CASE(3, TILE, ELEMENT)                                                                 \
+    MR_TILE_CASE(4, TILE, ELEMENT)                                                                 \
+    MR_TILE_CASE(5, TILE, ELEMENT)                                                                 \
+    MR_TILE_CASE(6, TILE, ELEMENT)
+
+#include "common/ops/cpu/gemm_loop.h"
+
+MR_FLOAT_TILES(MR_F32)
+MR_FLOAT_TILES(MR_BF16)
+MR_FLOAT_TILES(MR_F16)
+MR_FLOAT_TILES(MR_F8)
+
+static void gemm_floats(float *y, size_t y_stride, const float *x, size_t x_stride, uint32_t m,
+                        const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
+    static const tile_function tiles[] = {tile_MR_F32, tile_MR_BF16, tile_MR_F16, tile_MR_F8};
+    static const tile_function wides[] = {wide_MR_F32, wide_MR_BF16, wide_MR_F16, wide_MR_F8};
+    walk k = make_walk(y, y_stride, m, w, panel_first, panel_count);
+    k.t.x = (const uint8_t *)x;
+    k.t.x_bytes = x_stride * sizeof(float);
+    k.rows_most = FLOAT_ROWS;
+    k.copies = true;
+    k.chunk = w->block == MR_TILE_BLOCK ? MR_TILE_BLOCK : m == 1 ? w->k : CHUNK;
+    run_walk(&k, FLOAT_WIDE, wides[w->element], tiles[w->element]);
+}
+
+MR_CODE_TILES(MR_I8)
+MR_CODE_TILES(MR_I4)
+
+static void gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m, const mr_packed *w,
+                       uint32_t panel_first, uint32_t panel_count) {
+    walk k = make_walk(y, y_stride, m, w, panel_first, panel_count);
+    k.t.x = x;
+    k.t.x_bytes = mr_quantized_bytes(w->k);
+    k.rows_most = CODE_ROWS;
+    k.chunk = m == 1 ? k.end : CODE_CHUNK;
+    if (w->element == MR_I8)
+        run_walk(&k, CODE_WIDE, wide_MR_I8, tile_MR_I8);
+    else
+        run_walk(&k, CODE_WIDE, wide_MR_I4, tile_MR_I4);
 }
 
 size_t mr_avx2_prepared_bytes(const mr_packed *w) {
@@ -105,6 +179,14 @@ size_t mr_avx2_prepared_bytes(const mr_packed *w) {
 }
 
 void mr_avx2_prepare(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w) {
-    mr_ops_ref.prepare(out, x, x_stride, m, w);
+    if (w->element == MR_I8 || w->element == MR_I4) quantize(out, x, x_stride, m, w->k);
+}
+
+void mr_avx2_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, const void *prepared,
+                  uint32_t m, const mr_packed *w, uint32_t panel_first, uint32_t panel_count) {
+    if (w->element == MR_I8 || w->element == MR_I4)
+        gemm_codes(y, y_stride, prepared, m, w, panel_first, panel_count);
+    else
+        gemm_floats(y, y_stride, x, x_stride, m, w, panel_first, panel_count);
 }
 #endif
