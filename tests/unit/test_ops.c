@@ -10,6 +10,7 @@
 #include "common/ops/math.h"
 #include "common/ops/packed.h"
 #include "common/ops/philox.h"
+#include "common/ops/slice.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -43,30 +44,42 @@ typedef struct {
     mr_rows rows;
 } table;
 
-/* Rows first_row.. with a stride wider than the slice, and one byte off alignment when `odd`. */
-static table make_table(mr_element element, uint32_t rows, uint32_t columns, int odd) {
-    const size_t stride = columns + 3, bytes = rows * stride * mr_element_bytes(element);
-    table t = {malloc(bytes + 1), {0}};
-    for (size_t i = 0; i < rows * stride; i++) {
-        const float value = next_float();
-        const uint16_t half = mr_f32_to_bf16(value);
-        const void *from = element == MR_F32 ? (const void *)&value : (const void *)&half;
-        memcpy(t.data + (size_t)odd + i * mr_element_bytes(element), from,
-               mr_element_bytes(element));
+/* Rows first_row.. with a stride wider than the slice, and one byte off alignment when `odd`. The
+ * last row ends with the memory. skip: blocks only. */
+static table make_table(mr_storage_type type, uint32_t rows, uint32_t columns, uint32_t skip,
+                        int odd) {
+    const mr_storage storage = mr_storage_of(type);
+    const bool has_blocks = storage.block != 0 && storage.block != MR_WHOLE_ROW;
+    if (!has_blocks) skip = 0;
+    /* the last block goes on behind the slice, or ends with the row */
+    const uint32_t all = skip + columns + (has_blocks ? below(5) : 0);
+    const size_t row_bytes = (size_t)mr_storage_bytes(storage, all);
+    const size_t stride = row_bytes + 3 * below(2) * (mr_element_bits(storage.element) / 4);
+    table t = {malloc((rows - 1) * stride + row_bytes + (size_t)odd), {0}};
+    float *value = malloc(all * sizeof(float));
+    for (uint32_t r = 0; r < rows; r++) {
+        uint8_t *row = t.data + odd + r * stride;
+        const float wide = ldexpf(1, (int)below(20) - 10);
+        for (uint32_t c = 0; c < all; c++)
+            value[c] = below(9) ? next_float() * wide * ldexpf(1, -(int)below(12)) : 0;
+        mr_storage_encode(row, value, storage, all, NULL);
+        if (storage.element == MR_I8) row[row_bytes - 1] = 0x80; /* no encoder writes it */
     }
+    free(value);
     t.rows = (mr_rows){.data = t.data + odd,
-                       .storage = {element, 0},
+                       .storage = storage,
                        .row_first = 100,
                        .row_count = rows,
-                       .stride = stride * mr_element_bytes(element),
-                       .columns = columns};
+                       .stride = stride,
+                       .columns = columns,
+                       .skip = skip};
     return t;
 }
 
-static void check_pool(mr_element element, uint32_t columns, uint32_t column_first,
+static void check_pool(mr_storage_type type, uint32_t columns, uint32_t column_first,
                        uint32_t core_columns, uint32_t slots, int bits) {
     enum { TOKENS = 3, ROWS = 50, ENTRIES = 23 };
-    table t = make_table(element, ROWS, columns, (int)below(2));
+    table t = make_table(type, ROWS, columns, below(2) * below(128), (int)below(2));
     const uint32_t count[TOKENS] = {9, 0, 14};
     uint32_t row[ENTRIES];
     uint8_t slot[ENTRIES];
@@ -78,7 +91,7 @@ static void check_pool(mr_element element, uint32_t columns, uint32_t column_fir
         slot[i] = (uint8_t)below(slots);
     }
     for (uint32_t i = 0; i < cores * ENTRIES; i++)
-        weight[i] = next_float() * (bits == 32 ? 0x1p24f : ldexpf(1, 4 + (int)below(54)));
+        weight[i] = next_float() * (bits == 32 ? 0x1p14f : ldexpf(1, 4 + (int)below(46)));
     const mr_pool_args args = {
         t.rows, TOKENS,  ENTRIES, count,        row,          slots > 1 ? slot : NULL,
         weight, ENTRIES, slots,   column_first, core_columns, core_first};
@@ -104,30 +117,65 @@ static void check_pool(mr_element element, uint32_t columns, uint32_t column_fir
 }
 
 static void test_pool(void **unused) {
-    static const uint32_t widths[] = {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100, 192, 260};
+    static const uint32_t widths[] = {1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 64, 100, 192, 260, 600};
     (void)unused;
     for (size_t w = 0; w < sizeof(widths) / sizeof(widths[0]); w++)
-        for (int element = 0; element < 2; element++)
+        for (mr_storage_type type = 0; type < MR_STORE_COUNT; type++)
             for (int bits = 32; bits <= 64; bits += 32) {
-                check_pool((mr_element)element, widths[w], 0, widths[w], 1, bits);
-                check_pool((mr_element)element, widths[w], below(40), 1 + below(40), 1, bits);
-                check_pool((mr_element)element, widths[w], below(40), 16, 4, bits);
+                check_pool(type, widths[w], 0, widths[w], 1, bits);
+                check_pool(type, widths[w], below(40), 1 + below(40), 1, bits);
+                check_pool(type, widths[w], below(40), 16, 4, bits);
+            }
+}
+
+/* Slices of any cut: each decodes to its own columns, and all of them make the row again. */
+static void test_slices(void **unused) {
+    static const uint32_t widths[] = {1, 2, 31, 32, 33, 127, 128, 129, 300};
+    (void)unused;
+    for (size_t w = 0; w < sizeof(widths) / sizeof(widths[0]); w++)
+        for (mr_storage_type type = 0; type < MR_STORE_COUNT; type++)
+            for (uint32_t slices = 1; slices <= widths[w] + 1; slices += 1 + slices / 4) {
+                const uint32_t width = widths[w];
+                const mr_storage storage = mr_storage_of(type);
+                const size_t bytes = (size_t)mr_storage_bytes(storage, width);
+                uint8_t *row = malloc(bytes), *again = calloc(bytes, 1), *part = malloc(bytes);
+                float *value = malloc(width * sizeof(float)), *got = malloc(width * sizeof(float));
+                for (uint32_t c = 0; c < width; c++) value[c] = next_float();
+                mr_storage_encode(row, value, storage, width, NULL);
+                mr_storage_decode(value, row, storage, width, 0, width);
+                for (uint32_t i = 0; i < slices; i++) {
+                    const uint32_t first = width * i / slices;
+                    const uint32_t count = width * (i + 1) / slices - first;
+                    const mr_row_slice s = mr_row_slice_of(storage, width, first, count);
+                    assert_true(s.bytes <= bytes && s.columns == count);
+                    assert_int_equal(s.bytes == 0, count == 0);
+                    mr_row_slice_take(part, row, &s);
+                    mr_storage_decode(got, part, storage, s.skip + count, s.skip, count);
+                    assert_memory_equal(got, value + first, count * sizeof(float));
+                    mr_row_slice_put(again, part, &s);
+                }
+                assert_memory_equal(again, row, bytes);
+                free(row);
+                free(again);
+                free(part);
+                free(value);
+                free(got);
             }
 }
 
 static void test_gate_dot(void **unused) {
-    static const uint32_t widths[] = {1, 3, 8, 16, 21, 32, 48, 77};
+    static const uint32_t widths[] = {1, 3, 8, 16, 21, 32, 48, 77, 300};
     (void)unused;
     for (size_t w = 0; w < sizeof(widths) / sizeof(widths[0]); w++)
-        for (int element = 0; element < 2; element++) {
+        for (mr_storage_type type = 0; type < MR_STORE_COUNT; type++) {
             enum { ENTRIES = 11 };
-            table t = make_table((mr_element)element, 20, widths[w], 0);
+            table t = make_table(type, 20, widths[w], below(200), 0);
             const uint32_t count[2] = {5, 6};
             uint32_t row[ENTRIES];
             float *x = malloc(2 * (widths[w] + 2) * sizeof(float));
             for (uint32_t i = 0; i < ENTRIES; i++) row[i] = 100 + below(20);
             for (uint32_t i = 0; i < 2 * (widths[w] + 2); i++)
-                x[i] = next_float() * ldexpf(1, (int)below(58));
+                x[i] = next_float() * ldexpf(1, (int)below(48));
             const mr_gate_args args = {t.rows, 2, ENTRIES, count, row, x, widths[w] + 2};
             int64_t want[ENTRIES], got[ENTRIES];
             mr_ops_ref.gate_dot(want, &args);
@@ -444,6 +492,7 @@ static void test_norms_against_double(void **unused) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_pool),
+                                       cmocka_unit_test(test_slices),
                                        cmocka_unit_test(test_gate_dot),
                                        cmocka_unit_test(test_gemm),
                                        cmocka_unit_test(test_quantize_odd_values),

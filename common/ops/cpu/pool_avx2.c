@@ -9,8 +9,8 @@
 
 #include <math.h>
 
-static inline __m256 load8(const uint8_t *at, mr_element element) {
-    if (element == MR_F32) return _mm256_loadu_ps((const float *)(const void *)at);
+static inline __m256 load8(const uint8_t *at, mr_storage_type type) {
+    if (type == MR_STORE_F32) return _mm256_loadu_ps((const float *)(const void *)at);
     const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)at);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
@@ -49,13 +49,16 @@ static inline void add_to(int32_t *acc, __m256i sum) {
 
 /* acc[c] += sum over `rows` rows, for columns [from, to) that one core weighs. */
 static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const quad *q, int rows,
-                                                             size_t core_at, uint32_t from,
-                                                             uint32_t to, mr_element element) {
-    const size_t size = element == MR_F32 ? 4 : 2;
+                                                             size_t core_at, uint32_t skip,
+                                                             uint32_t from, uint32_t to,
+                                                             mr_storage_type type) {
+    (void)skip; /* only rows of blocks have one */
+    const mr_element element = type == MR_STORE_F32 ? MR_F32 : MR_BF16;
+    const size_t size = type == MR_STORE_F32 ? 4 : 2;
     __m256 w[4];
     for (int i = 0; i < rows; i++) w[i] = _mm256_set1_ps(q->weight[i][core_at]);
     uint32_t c = from;
-    for (; element == MR_BF16 && c + 16 <= to; c += 16) {
+    for (; type == MR_STORE_BF16 && c + 16 <= to; c += 16) {
         __m256i even = _mm256_setzero_si256(), odd = even;
         for (int i = 0; i < rows; i++) {
             __m256 a, b;
@@ -73,7 +76,7 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
         __m256i sum = _mm256_setzero_si256();
         for (int i = 0; i < rows; i++) {
             _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
-            sum = _mm256_add_epi32(sum, product32(w[i], load8(q->row[i] + c * size, element)));
+            sum = _mm256_add_epi32(sum, product32(w[i], load8(q->row[i] + c * size, type)));
         }
         add_to(acc + c, sum);
     }
@@ -85,9 +88,12 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
 }
 
 static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const quad *q, int rows,
-                                                             size_t core_at, uint32_t from,
-                                                             uint32_t to, mr_element element) {
-    const size_t size = element == MR_F32 ? 4 : 2;
+                                                             size_t core_at, uint32_t skip,
+                                                             uint32_t from, uint32_t to,
+                                                             mr_storage_type type) {
+    (void)skip; /* only rows of blocks have one */
+    const mr_element element = type == MR_STORE_F32 ? MR_F32 : MR_BF16;
+    const size_t size = type == MR_STORE_F32 ? 4 : 2;
     uint32_t c = from;
     for (; c + 8 <= to; c += 8) {
         __m256i *at = (__m256i *)(void *)(acc + c);
@@ -95,7 +101,7 @@ static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const
         for (int i = 0; i < rows; i++) {
             _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
             const __m256 w = _mm256_set1_ps(q->weight[i][core_at]);
-            const __m256 p = _mm256_mul_ps(w, load8(q->row[i] + c * size, element));
+            const __m256 p = _mm256_mul_ps(w, load8(q->row[i] + c * size, type));
             sum0 = _mm256_add_epi64(sum0, to_int64(_mm256_castps256_ps128(p)));
             sum1 = _mm256_add_epi64(sum1, to_int64(_mm256_extractf128_ps(p, 1)));
         }
@@ -109,61 +115,192 @@ static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const
         }
 }
 
-MR_POOL_ROWS(pool_rows32, int32_t, quad_add32)
-MR_POOL_ROWS(pool_rows64, int64_t, quad_add64)
-MR_POOL(pool_any32, int32_t, pool_rows32)
-MR_POOL(pool_any64, int64_t, pool_rows64)
+/* --- rows with scales, and f16: decoded a piece at a time, then added like f32 ------------------
+ */
 
-void mr_avx2_pool32(int32_t *acc, const mr_pool_args *a) {
-    if (a->rows.storage.element == MR_F32)
-        pool_any32(acc, a, MR_F32);
-    else if (a->rows.storage.element == MR_BF16)
-        pool_any32(acc, a, MR_BF16);
-    else
-        mr_ops_ref.pool32(acc, a);
+enum { PIECE = 256 };
+
+static inline void decode_i8(float *out, const uint8_t *codes, float scale, uint32_t count) {
+    const __m256 s = _mm256_set1_ps(scale);
+    uint32_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(codes + i));
+        _mm256_storeu_ps(out + i,
+                         _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), s));
+    }
+    for (; i < count; i++) out[i] = (float)(int8_t)codes[i] * scale;
 }
 
-void mr_avx2_pool64(int64_t *acc, const mr_pool_args *a) {
-    if (a->rows.storage.element == MR_F32)
-        pool_any64(acc, a, MR_F32);
-    else if (a->rows.storage.element == MR_BF16)
-        pool_any64(acc, a, MR_BF16);
-    else
-        mr_ops_ref.pool64(acc, a);
+/* E4M3 as f16 is 2^8 too small: exact, and so is the way back. */
+static inline void decode_f8(float *out, const uint8_t *codes, float scale, uint32_t count) {
+    const __m256 s = _mm256_set1_ps(scale);
+    uint32_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m128i wide =
+            _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)(codes + i)));
+        const __m128i half =
+            _mm_or_si128(_mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x80)), 8),
+                         _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x7f)), 7));
+        const __m256 code = _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(code, s));
+    }
+    for (; i < count; i++) out[i] = mr_f8_to_f32(codes[i]) * scale;
 }
 
-void mr_avx2_gate_dot(int64_t *dot, const mr_gate_args *a) {
-    if (a->rows.storage.element != MR_F32 && a->rows.storage.element != MR_BF16) {
-        mr_ops_ref.gate_dot(dot, a);
+static inline void decode_f16(float *out, const uint8_t *at, uint32_t count) {
+    uint32_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(
+            out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(at + 2 * i))));
+    for (; i < count; i++) out[i] = mr_element_at(at, MR_F16, i);
+}
+
+/* A whole block of 32. */
+static inline void decode_i4(float *out, const uint8_t *codes, float scale) {
+    const __m256 s = _mm256_set1_ps(scale);
+    const __m128i pairs = _mm_loadu_si128((const __m128i *)(const void *)codes);
+    const __m128i eight = _mm_set1_epi8(8), low4 = _mm_set1_epi8(15);
+    const __m128i half[2] = {_mm_sub_epi8(_mm_and_si128(pairs, low4), eight),
+                             _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(pairs, 4), low4), eight)};
+    for (int h = 0; h < 2; h++) {
+        const __m256 a = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half[h]));
+        const __m256 b = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(half[h], 8)));
+        _mm256_storeu_ps(out + 16 * h, _mm256_mul_ps(a, s));
+        _mm256_storeu_ps(out + 16 * h + 8, _mm256_mul_ps(b, s));
+    }
+}
+
+static inline float scale_of(const uint8_t *at, mr_storage_type type) {
+    float whole;
+    int16_t half;
+    if (type == MR_STORE_INT8_BLOCK || type == MR_STORE_INT4) {
+        memcpy(&half, at, sizeof(half));
+        return _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(half)));
+    }
+    memcpy(&whole, at, sizeof(whole));
+    return whole;
+}
+
+/* Columns [first, first + count) of a row. */
+static inline __attribute__((always_inline)) void
+decode_piece(float *out, const uint8_t *row, mr_storage_type type, uint32_t first, uint32_t count) {
+    if (type == MR_STORE_F16) {
+        decode_f16(out, row + (size_t)first * 2, count);
         return;
     }
-    const mr_element element = a->rows.storage.element;
-    const size_t size = mr_element_bytes(element);
-    const uint32_t columns = a->rows.columns;
-    uint32_t j = 0;
-    for (uint32_t t = 0; t < a->tokens; t++) {
-        const float *x = a->x + t * a->x_stride;
-        for (const uint32_t end = j + a->count[t]; j < end; j++) {
-            const uint8_t *row = row_at(&a->rows, a->row[j]);
-            if (j + AHEAD < a->entries)
-                prefetch_row(row_at(&a->rows, a->row[j + AHEAD]), columns * size);
-            __m256i sum = _mm256_setzero_si256();
-            uint32_t c = 0;
-            for (; c + 8 <= columns; c += 8) {
-                const __m256 p =
-                    _mm256_mul_ps(_mm256_loadu_ps(x + c), load8(row + c * size, element));
-                sum = _mm256_add_epi64(sum, to_int64(_mm256_castps256_ps128(p)));
-                sum = _mm256_add_epi64(sum, to_int64(_mm256_extractf128_ps(p, 1)));
-            }
-            uint64_t lanes[4], total;
-            _mm256_storeu_si256((__m256i *)(void *)lanes, sum);
-            total = lanes[0] + lanes[1] + lanes[2] + lanes[3];
-            for (; c < columns; c++) {
-                const float product = x[c] * mr_element_at(row, element, c);
-                total += (uint64_t)llrintf(product);
-            }
-            dot[j] = (int64_t)total;
+    if (type == MR_STORE_INT8 || type == MR_STORE_FP8) {
+        const float scale = scale_of(row, type);
+        if (type == MR_STORE_INT8)
+            decode_i8(out, row + 4 + first, scale, count);
+        else
+            decode_f8(out, row + 4 + first, scale, count);
+        return;
+    }
+    const uint32_t block = type == MR_STORE_FP8_BLOCK ? MR_TILE_BLOCK : MR_QUANT_BLOCK;
+    const size_t block_bytes = type == MR_STORE_FP8_BLOCK ? 132 : type == MR_STORE_INT4 ? 18 : 34;
+    for (uint32_t i = 0; i < count;) {
+        const uint32_t at = (first + i) % block;
+        const uint32_t take = block - at < count - i ? block - at : count - i;
+        const uint8_t *start = row + (first + i) / block * block_bytes;
+        const float scale = scale_of(start, type);
+        float whole[MR_QUANT_BLOCK];
+        if (type == MR_STORE_FP8_BLOCK)
+            decode_f8(out + i, start + 4 + at, scale, take);
+        else if (type == MR_STORE_INT8_BLOCK)
+            decode_i8(out + i, start + 2 + at, scale, take);
+        else if (take == MR_QUANT_BLOCK)
+            decode_i4(out + i, start + 2, scale);
+        else {
+            decode_i4(whole, start + 2, scale);
+            memcpy(out + i, whole + at, take * sizeof(float));
         }
+        i += take;
     }
 }
+
+/* The rows to come are asked for in step with the columns. */
+static inline void ask_on(const quad *q, int rows, uint32_t done, uint32_t all, size_t bytes,
+                          size_t *asked) {
+    const size_t until = done >= all ? bytes : bytes * done / all;
+    for (; *asked < until; *asked += 64)
+        for (int i = 0; i < rows; i++) _mm_prefetch((const char *)q->next[i] + *asked, _MM_HINT_T1);
+}
+
+#define DECODED_ROWS(NAME, TYPE, ADD, MR_ROWS_PLAIN)                                               \
+    static inline __attribute__((always_inline)) void NAME(                                        \
+        TYPE *acc, const mr_pool_args *a, const quad *q, int rows, mr_storage_type type) {         \
+        const uint32_t columns = a->rows.columns;                                                  \
+        const size_t bytes = touched_bytes(&a->rows);                                              \
+        size_t asked = 0;                                                                          \
+        float piece[4][PIECE];                                                                     \
+        if (type == MR_STORE_F32 || type == MR_STORE_BF16) {                                       \
+            MR_ROWS_PLAIN(acc, a, q, rows, type);                                                  \
+            return;                                                                                \
+        }                                                                                          \
+        for (uint32_t from = 0; from < columns;) {                                                 \
+            const uint32_t core = (a->column_first + from) / a->core_columns;                      \
+            uint32_t to = (core + 1) * a->core_columns - a->column_first;                          \
+            if (to > columns) to = columns;                                                        \
+            if (to - from > PIECE) to = from + PIECE;                                              \
+            ask_on(q, rows, to, columns, bytes, &asked);                                           \
+            quad p = *q;                                                                           \
+            for (int i = 0; i < rows; i++) {                                                       \
+                decode_piece(piece[i], q->row[i], type, a->rows.skip + from, to - from);           \
+                p.row[i] = p.next[i] = (const uint8_t *)piece[i];                                  \
+            }                                                                                      \
+            ADD(acc + from, &p, rows, (core - a->core_first) * a->weight_stride, 0, 0, to - from,  \
+                MR_STORE_F32);                                                                     \
+            from = to;                                                                             \
+        }                                                                                          \
+    }
+
+MR_POOL_ROWS(plain_rows32, int32_t, quad_add32)
+MR_POOL_ROWS(plain_rows64, int64_t, quad_add64)
+DECODED_ROWS(pool_rows32, int32_t, quad_add32, plain_rows32)
+DECODED_ROWS(pool_rows64, int64_t, quad_add64, plain_rows64)
+MR_POOL(pool_any32, int32_t, pool_rows32)
+MR_POOL(pool_any64, int64_t, pool_rows64)
+MR_POOL_TYPES(mr_avx2_pool32, int32_t, pool_any32)
+MR_POOL_TYPES(mr_avx2_pool64, int64_t, pool_any64)
+
+/* --- gate dots ----------------------------------------------------------------------------------
+ */
+
+/* Columns of f32 or bf16. */
+static inline __attribute__((always_inline)) uint64_t
+dot_plain(const float *x, const uint8_t *row, uint32_t columns, mr_storage_type type) {
+    const size_t size = type == MR_STORE_F32 ? 4 : 2;
+    __m256i sum = _mm256_setzero_si256();
+    uint32_t c = 0;
+    for (; c + 8 <= columns; c += 8) {
+        const __m256 p = _mm256_mul_ps(_mm256_loadu_ps(x + c), load8(row + c * size, type));
+        sum = _mm256_add_epi64(sum, to_int64(_mm256_castps256_ps128(p)));
+        sum = _mm256_add_epi64(sum, to_int64(_mm256_extractf128_ps(p, 1)));
+    }
+    uint64_t lanes[4], total;
+    _mm256_storeu_si256((__m256i *)(void *)lanes, sum);
+    total = lanes[0] + lanes[1] + lanes[2] + lanes[3];
+    for (; c < columns; c++) {
+        const float product = x[c] * mr_element_at(row, type == MR_STORE_F32 ? MR_F32 : MR_BF16, c);
+        total += (uint64_t)llrintf(product);
+    }
+    return total;
+}
+
+static inline __attribute__((always_inline)) int64_t
+dot_row(const float *x, const uint8_t *row, const mr_rows *r, mr_storage_type type) {
+    float piece[PIECE];
+    uint64_t total = 0;
+    if (type == MR_STORE_F32 || type == MR_STORE_BF16)
+        return (int64_t)dot_plain(x, row, r->columns, type);
+    for (uint32_t c = 0; c < r->columns; c += PIECE) {
+        const uint32_t take = r->columns - c < PIECE ? r->columns - c : PIECE;
+        decode_piece(piece, row, type, r->skip + c, take);
+        total += dot_plain(x + c, (const uint8_t *)piece, take, MR_STORE_F32);
+    }
+    return (int64_t)total;
+}
+
+MR_GATE(gate_any, dot_row)
+MR_GATE_TYPES(mr_avx2_gate_dot, gate_any)
 #endif

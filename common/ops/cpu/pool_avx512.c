@@ -16,17 +16,162 @@ static inline __mmask16 lanes(uint32_t left) {
     return (__mmask16)mask;
 }
 
-static inline __m512 load16(const uint8_t *at, mr_element element) {
-    if (element == MR_F32) return _mm512_loadu_ps(at);
+static inline __m512 load16(const uint8_t *at, mr_storage_type type) {
+    if (type == MR_STORE_F32) return _mm512_loadu_ps(at);
     const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)at);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-static inline __m512 load16_masked(const uint8_t *at, mr_element element, __mmask16 mask) {
-    if (element == MR_F32) return _mm512_maskz_loadu_ps(mask, at);
+static inline __m512 load16_masked(const uint8_t *at, mr_storage_type type, __mmask16 mask) {
+    if (type == MR_STORE_F32) return _mm512_maskz_loadu_ps(mask, at);
     const __m256i half = _mm256_maskz_loadu_epi16(mask, at);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+
+/* --- rows with scales, and f16: 16 columns at a time, where they lie in the row ----------------
+ */
+
+/* Where column 16 * k of a row lies, and the scale of its block. */
+static inline const uint8_t *codes_at(const uint8_t *row, mr_storage_type type, uint32_t k,
+                                      const uint8_t **scale) {
+    *scale = row;
+    switch (type) {
+    case MR_STORE_INT8_BLOCK:
+        *scale = row + (size_t)(k / 2) * 34;
+        return *scale + 2 + k % 2 * 16;
+    case MR_STORE_INT4: /* low bits first, then the high bits of the same bytes */
+        *scale = row + (size_t)(k / 2) * 18;
+        return *scale + 2;
+    case MR_STORE_FP8_BLOCK:
+        *scale = row + (size_t)(k / 8) * 132;
+        return *scale + 4 + k % 8 * 16;
+    case MR_STORE_INT8:
+    case MR_STORE_FP8:
+        return row + 4 + (size_t)k * 16;
+    default: /* f16 */
+        return row + (size_t)k * 32;
+    }
+}
+
+/* E4M3 as f16 is 2^8 too small: exact, and so is the way back. */
+static inline __m512 from_e4m3(__m128i codes) {
+    const __m256i wide = _mm256_cvtepu8_epi16(codes);
+    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
+    const __m256i rest = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7);
+    return _mm512_mul_ps(_mm512_cvtph_ps(_mm256_or_si256(sign, rest)), _mm512_set1_ps(256));
+}
+
+/* Columns [16 * k, + 16) of a row; those outside of mask are not read. */
+static inline __m512 decode16(const uint8_t *row, mr_storage_type type, uint32_t k,
+                              __mmask16 mask) {
+    const uint8_t *scale, *at = codes_at(row, type, k, &scale);
+    if (type == MR_STORE_F16) return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at));
+    __m512 codes;
+    if (type == MR_STORE_INT4) {
+        const __m128i pairs = _mm_loadu_si128((const __m128i *)(const void *)at);
+        const __m128i four =
+            _mm_and_si128(k % 2 ? _mm_srli_epi16(pairs, 4) : pairs, _mm_set1_epi8(15));
+        codes =
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(four), _mm512_set1_epi32(8)));
+    } else {
+        const __m128i bytes = _mm_maskz_loadu_epi8(mask, at);
+        codes = type == MR_STORE_INT8 || type == MR_STORE_INT8_BLOCK
+                    ? _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
+                    : from_e4m3(bytes);
+    }
+    if (type == MR_STORE_INT8_BLOCK || type == MR_STORE_INT4) {
+        int16_t half;
+        memcpy(&half, scale, sizeof(half));
+        return _mm512_mul_ps(codes, _mm512_cvtph_ps(_mm256_set1_epi16(half)));
+    }
+    float whole;
+    memcpy(&whole, scale, sizeof(whole));
+    return _mm512_mul_ps(codes, _mm512_set1_ps(whole));
+}
+
+/* A walk over columns [from, to) of a slice in steps of 16 columns of the row. */
+typedef struct {
+    uint32_t k;
+    ptrdiff_t column; /* of the slice, of lane 0: -15 at least */
+    __mmask16 mask;   /* the lanes in [from, to) */
+} step16;
+
+static inline step16 step_at(uint32_t k, uint32_t skip, uint32_t from, uint32_t to) {
+    const uint32_t first = k * 16, begin = skip + from, end = skip + to;
+    uint32_t mask = lanes(end - first);
+    if (first < begin) mask &= ~((1u << (begin - first)) - 1u);
+    return (step16){k, (ptrdiff_t)first - (ptrdiff_t)skip, (__mmask16)mask};
+}
+
+/* One line of each row to come, whenever the walk enters another line. */
+static inline void ask_on(const quad *q, int rows, size_t at, size_t *asked) {
+    if (at < *asked) return;
+    for (int i = 0; i < rows; i++) _mm_prefetch((const char *)q->next[i] + *asked, _MM_HINT_T1);
+    *asked += 64;
+}
+
+static inline size_t place_in(const uint8_t *row, mr_storage_type type, uint32_t k) {
+    const uint8_t *scale;
+    return (size_t)(codes_at(row, type, k, &scale) - row);
+}
+
+static inline __attribute__((always_inline)) void quad_decode32(int32_t *acc, const quad *q,
+                                                                int rows, size_t core_at,
+                                                                uint32_t skip, uint32_t from,
+                                                                uint32_t to, mr_storage_type type) {
+    __m512 w[4];
+    for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
+    uint32_t k = (skip + from) / 16;
+    size_t asked = k == 0 ? 0 : place_in(q->row[0], type, k) / 64 * 64;
+    for (; k * 16 < skip + to; k++) {
+        const step16 s = step_at(k, skip, from, to);
+        int32_t *out = acc + s.column;
+        ask_on(q, rows, place_in(q->row[0], type, k), &asked);
+        __m512i sum = _mm512_setzero_si512();
+        for (int i = 0; i < rows; i++)
+            sum = _mm512_add_epi32(
+                sum, _mm512_cvtps_epi32(_mm512_mul_ps(w[i], decode16(q->row[i], type, k, s.mask))));
+        if (s.mask == 0xffff)
+            _mm512_storeu_si512(out, _mm512_add_epi32(_mm512_loadu_si512(out), sum));
+        else
+            _mm512_mask_storeu_epi32(out, s.mask,
+                                     _mm512_add_epi32(_mm512_maskz_loadu_epi32(s.mask, out), sum));
+    }
+}
+
+static inline __attribute__((always_inline)) void quad_decode64(int64_t *acc, const quad *q,
+                                                                int rows, size_t core_at,
+                                                                uint32_t skip, uint32_t from,
+                                                                uint32_t to, mr_storage_type type) {
+    __m512 w[4];
+    for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
+    uint32_t k = (skip + from) / 16;
+    size_t asked = k == 0 ? 0 : place_in(q->row[0], type, k) / 64 * 64;
+    for (; k * 16 < skip + to; k++) {
+        const step16 s = step_at(k, skip, from, to);
+        const __mmask8 low = (__mmask8)s.mask, high = (__mmask8)(s.mask >> 8);
+        int64_t *out = acc + s.column;
+        ask_on(q, rows, place_in(q->row[0], type, k), &asked);
+        __m512i sum0 = _mm512_setzero_si512(), sum1 = sum0;
+        for (int i = 0; i < rows; i++) {
+            const __m512 p = _mm512_mul_ps(w[i], decode16(q->row[i], type, k, s.mask));
+            sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
+            sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));
+        }
+        if (s.mask == 0xffff) {
+            _mm512_storeu_si512(out, _mm512_add_epi64(_mm512_loadu_si512(out), sum0));
+            _mm512_storeu_si512(out + 8, _mm512_add_epi64(_mm512_loadu_si512(out + 8), sum1));
+            continue;
+        }
+        _mm512_mask_storeu_epi64(out, low,
+                                 _mm512_add_epi64(_mm512_maskz_loadu_epi64(low, out), sum0));
+        _mm512_mask_storeu_epi64(out + 8, high,
+                                 _mm512_add_epi64(_mm512_maskz_loadu_epi64(high, out + 8), sum1));
+    }
+}
+
+/* --- rows of f32 and bf16 -----------------------------------------------------------------------
+ */
 
 /* 32 bf16 as two vectors of floats: the even elements and the odd ones. */
 static inline void split_bf16(const uint8_t *at, __m512 *even, __m512 *odd) {
@@ -41,13 +186,18 @@ static inline __m512i product32(__m512 w, __m512 v) {
 
 /* acc[c] += sum over `rows` rows, for columns [from, to) that one core weighs. */
 static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const quad *q, int rows,
-                                                             size_t core_at, uint32_t from,
-                                                             uint32_t to, mr_element element) {
-    const size_t size = element == MR_F32 ? 4 : 2;
+                                                             size_t core_at, uint32_t skip,
+                                                             uint32_t from, uint32_t to,
+                                                             mr_storage_type type) {
+    if (type != MR_STORE_F32 && type != MR_STORE_BF16) {
+        quad_decode32(acc, q, rows, core_at, skip, from, to, type);
+        return;
+    }
+    const size_t size = type == MR_STORE_F32 ? 4 : 2;
     __m512 w[4];
     for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
     uint32_t c = from;
-    if (element == MR_BF16) {
+    if (type == MR_STORE_BF16) {
         const __m512i low =
             _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
         const __m512i high =
@@ -72,7 +222,7 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
         __m512i sum = _mm512_loadu_si512(acc + c);
         for (int i = 0; i < rows; i++) {
             _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
-            sum = _mm512_add_epi32(sum, product32(w[i], load16(q->row[i] + c * size, element)));
+            sum = _mm512_add_epi32(sum, product32(w[i], load16(q->row[i] + c * size, type)));
         }
         _mm512_storeu_si512(acc + c, sum);
     }
@@ -82,16 +232,21 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
         for (int i = 0; i < rows; i++) {
             _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
             sum = _mm512_add_epi32(
-                sum, product32(w[i], load16_masked(q->row[i] + c * size, element, mask)));
+                sum, product32(w[i], load16_masked(q->row[i] + c * size, type, mask)));
         }
         _mm512_mask_storeu_epi32(acc + c, mask, sum);
     }
 }
 
 static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const quad *q, int rows,
-                                                             size_t core_at, uint32_t from,
-                                                             uint32_t to, mr_element element) {
-    const size_t size = element == MR_F32 ? 4 : 2;
+                                                             size_t core_at, uint32_t skip,
+                                                             uint32_t from, uint32_t to,
+                                                             mr_storage_type type) {
+    if (type != MR_STORE_F32 && type != MR_STORE_BF16) {
+        quad_decode64(acc, q, rows, core_at, skip, from, to, type);
+        return;
+    }
+    const size_t size = type == MR_STORE_F32 ? 4 : 2;
     __m512 w[4];
     for (int i = 0; i < rows; i++) w[i] = _mm512_set1_ps(q->weight[i][core_at]);
     for (uint32_t c = from; c < to; c += 16) {
@@ -101,8 +256,7 @@ static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const
         __m512i sum1 = _mm512_maskz_loadu_epi64(high, acc + c + 8);
         for (int i = 0; i < rows; i++) {
             _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
-            const __m512 p =
-                _mm512_mul_ps(w[i], load16_masked(q->row[i] + c * size, element, mask));
+            const __m512 p = _mm512_mul_ps(w[i], load16_masked(q->row[i] + c * size, type, mask));
             sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
             sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));
         }
@@ -117,49 +271,30 @@ MR_POOL_ROWS(pool_rows64, int64_t, quad_add64)
 MR_POOL(pool_any32, int32_t, pool_rows32)
 MR_POOL(pool_any64, int64_t, pool_rows64)
 
-void mr_avx512_pool32(int32_t *acc, const mr_pool_args *a) {
-    if (a->rows.storage.element == MR_F32)
-        pool_any32(acc, a, MR_F32);
-    else if (a->rows.storage.element == MR_BF16)
-        pool_any32(acc, a, MR_BF16);
-    else
-        mr_ops_ref.pool32(acc, a);
+MR_POOL_TYPES(mr_avx512_pool32, int32_t, pool_any32)
+MR_POOL_TYPES(mr_avx512_pool64, int64_t, pool_any64)
+
+/* --- gate dots ----------------------------------------------------------------------------------
+ */
+
+static inline __attribute__((always_inline)) int64_t
+dot_row(const float *x, const uint8_t *row, const mr_rows *r, mr_storage_type type) {
+    __m512i sum0 = _mm512_setzero_si512(), sum1 = sum0;
+    const uint32_t skip = r->skip, end = skip + r->columns;
+    for (uint32_t k = skip / 16; k * 16 < end; k++) {
+        const step16 s = step_at(k, skip, 0, r->columns);
+        const __m512 v = type == MR_STORE_F32    ? load16_masked(row + k * 64, type, s.mask)
+                         : type == MR_STORE_BF16 ? load16_masked(row + k * 32, type, s.mask)
+                                                 : decode16(row, type, k, s.mask);
+        const __m512 p = _mm512_mul_ps(_mm512_maskz_loadu_ps(s.mask, x + s.column), v);
+        sum0 = _mm512_add_epi64(
+            sum0, _mm512_maskz_cvtps_epi64((__mmask8)s.mask, _mm512_castps512_ps256(p)));
+        sum1 = _mm512_add_epi64(
+            sum1, _mm512_maskz_cvtps_epi64((__mmask8)(s.mask >> 8), _mm512_extractf32x8_ps(p, 1)));
+    }
+    return _mm512_reduce_add_epi64(_mm512_add_epi64(sum0, sum1));
 }
 
-void mr_avx512_pool64(int64_t *acc, const mr_pool_args *a) {
-    if (a->rows.storage.element == MR_F32)
-        pool_any64(acc, a, MR_F32);
-    else if (a->rows.storage.element == MR_BF16)
-        pool_any64(acc, a, MR_BF16);
-    else
-        mr_ops_ref.pool64(acc, a);
-}
-
-void mr_avx512_gate_dot(int64_t *dot, const mr_gate_args *a) {
-    if (a->rows.storage.element != MR_F32 && a->rows.storage.element != MR_BF16) {
-        mr_ops_ref.gate_dot(dot, a);
-        return;
-    }
-    const size_t size = mr_element_bytes(a->rows.storage.element);
-    const size_t row_bytes = a->rows.columns * size;
-    uint32_t j = 0;
-    for (uint32_t t = 0; t < a->tokens; t++) {
-        const float *x = a->x + t * a->x_stride;
-        for (const uint32_t end = j + a->count[t]; j < end; j++) {
-            const uint8_t *row = row_at(&a->rows, a->row[j]);
-            if (j + AHEAD < a->entries)
-                prefetch_row(row_at(&a->rows, a->row[j + AHEAD]), row_bytes);
-            __m512i sum0 = _mm512_setzero_si512(), sum1 = sum0;
-            for (uint32_t c = 0; c < a->rows.columns; c += 16) {
-                const __mmask16 mask = lanes(a->rows.columns - c);
-                const __m512 p =
-                    _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + c),
-                                  load16_masked(row + c * size, a->rows.storage.element, mask));
-                sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
-                sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));
-            }
-            dot[j] = _mm512_reduce_add_epi64(_mm512_add_epi64(sum0, sum1));
-        }
-    }
-}
+MR_GATE(gate_any, dot_row)
+MR_GATE_TYPES(mr_avx512_gate_dot, gate_any)
 #endif

@@ -5,6 +5,7 @@
 #define MR_OPS_CPU_POOL_LOOP_H
 #include "common/ops/cpu/backends.h"
 
+#include <assert.h>
 #include <immintrin.h>
 
 static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
@@ -20,6 +21,11 @@ static inline __attribute__((always_inline)) void prefetch_row(const uint8_t *ro
     for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const char *)row + b, _MM_HINT_T1);
 }
 
+/* From the first byte of a row to the last one that is read. */
+static inline size_t touched_bytes(const mr_rows *r) {
+    return (size_t)mr_storage_bytes(r->storage, r->skip + r->columns);
+}
+
 typedef struct {
     const uint8_t *row[4], *next[4]; /* to add, and to ask for meanwhile */
     const float *weight[4];          /* [core * weight_stride] */
@@ -28,13 +34,14 @@ typedef struct {
 /* All columns of one to four rows, core by core. */
 #define MR_POOL_ROWS(NAME, TYPE, ADD)                                                              \
     static inline __attribute__((always_inline)) void NAME(                                        \
-        TYPE *acc, const mr_pool_args *a, const quad *q, int rows, mr_element element) {           \
+        TYPE *acc, const mr_pool_args *a, const quad *q, int rows, mr_storage_type type) {         \
         uint32_t from = 0;                                                                         \
         while (from < a->rows.columns) {                                                           \
             const uint32_t core = (a->column_first + from) / a->core_columns;                      \
             uint32_t to = (core + 1) * a->core_columns - a->column_first;                          \
             if (to > a->rows.columns) to = a->rows.columns;                                        \
-            ADD(acc, q, rows, (core - a->core_first) * a->weight_stride, from, to, element);       \
+            ADD(acc, q, rows, (core - a->core_first) * a->weight_stride, a->rows.skip, from, to,   \
+                type);                                                                             \
             from = to;                                                                             \
         }                                                                                          \
     }
@@ -62,13 +69,48 @@ static inline const uint8_t *row_ahead(const mr_pool_args *a, const uint32_t *or
     return row_at(&a->rows, a->row[entry < a->entries ? entry : a->entries - 1]);
 }
 
+/* pool32, pool64 and gate_dot, compiled once for each storage type. */
+#define MR_POOL_TYPES(NAME, TYPE, ANY) MR_BY_TYPE(NAME, TYPE, mr_pool_args, ANY)
+#define MR_GATE_TYPES(NAME, ANY) MR_BY_TYPE(NAME, int64_t, mr_gate_args, ANY)
+#define MR_BY_TYPE(NAME, TYPE, ARGS, ANY)                                                          \
+    void NAME(TYPE *acc, const ARGS *a) {                                                          \
+        switch (mr_storage_type_of(a->rows.storage)) {                                             \
+        case MR_STORE_F32:                                                                         \
+            ANY(acc, a, MR_STORE_F32);                                                             \
+            break;                                                                                 \
+        case MR_STORE_BF16:                                                                        \
+            ANY(acc, a, MR_STORE_BF16);                                                            \
+            break;                                                                                 \
+        case MR_STORE_F16:                                                                         \
+            ANY(acc, a, MR_STORE_F16);                                                             \
+            break;                                                                                 \
+        case MR_STORE_INT8:                                                                        \
+            ANY(acc, a, MR_STORE_INT8);                                                            \
+            break;                                                                                 \
+        case MR_STORE_INT8_BLOCK:                                                                  \
+            ANY(acc, a, MR_STORE_INT8_BLOCK);                                                      \
+            break;                                                                                 \
+        case MR_STORE_INT4:                                                                        \
+            ANY(acc, a, MR_STORE_INT4);                                                            \
+            break;                                                                                 \
+        case MR_STORE_FP8:                                                                         \
+            ANY(acc, a, MR_STORE_FP8);                                                             \
+            break;                                                                                 \
+        case MR_STORE_FP8_BLOCK:                                                                   \
+            ANY(acc, a, MR_STORE_FP8_BLOCK);                                                       \
+            break;                                                                                 \
+        case MR_STORE_COUNT:                                                                       \
+            assert(!"a storage type");                                                             \
+        }                                                                                          \
+    }
+
 #define MR_POOL(NAME, TYPE, ROWS)                                                                  \
     static inline __attribute__((always_inline)) void NAME(TYPE *acc, const mr_pool_args *a,       \
-                                                           mr_element element) {                   \
+                                                           mr_storage_type type) {                 \
         const uint32_t columns = a->rows.columns;                                                  \
         uint32_t entry = 0, order[WINDOW];                                                         \
         for (uint32_t p = 0; p < AHEAD && p < a->entries; p++)                                     \
-            prefetch_row(row_at(&a->rows, a->row[p]), columns *mr_element_bytes(element));         \
+            prefetch_row(row_at(&a->rows, a->row[p]), touched_bytes(&a->rows));                    \
         for (uint32_t t = 0; t < a->tokens; t++) {                                                 \
             TYPE *token = acc + (size_t)t * a->slots * columns;                                    \
             const uint32_t last = entry + a->count[t];                                             \
@@ -89,20 +131,36 @@ static inline const uint8_t *row_ahead(const mr_pool_args *a, const uint32_t *or
                     TYPE *out = token + (size_t)slot * columns;                                    \
                     switch (rows) {                                                                \
                     case 1:                                                                        \
-                        ROWS(out, a, &q, 1, element);                                              \
+                        ROWS(out, a, &q, 1, type);                                                 \
                         break;                                                                     \
                     case 2:                                                                        \
-                        ROWS(out, a, &q, 2, element);                                              \
+                        ROWS(out, a, &q, 2, type);                                                 \
                         break;                                                                     \
                     case 3:                                                                        \
-                        ROWS(out, a, &q, 3, element);                                              \
+                        ROWS(out, a, &q, 3, type);                                                 \
                         break;                                                                     \
                     default:                                                                       \
-                        ROWS(out, a, &q, 4, element);                                              \
+                        ROWS(out, a, &q, 4, type);                                                 \
                         break;                                                                     \
                     }                                                                              \
                 }                                                                                  \
                 entry = end;                                                                       \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+/* One row after the other, each whole row asked for ahead of its time. */
+#define MR_GATE(NAME, DOT)                                                                         \
+    static inline __attribute__((always_inline)) void NAME(int64_t *dot, const mr_gate_args *a,    \
+                                                           mr_storage_type type) {                 \
+        const size_t bytes = touched_bytes(&a->rows);                                              \
+        uint32_t j = 0;                                                                            \
+        for (uint32_t t = 0; t < a->tokens; t++) {                                                 \
+            const float *x = a->x + t * a->x_stride;                                               \
+            for (const uint32_t end = j + a->count[t]; j < end; j++) {                             \
+                if (j + AHEAD < a->entries)                                                        \
+                    prefetch_row(row_at(&a->rows, a->row[j + AHEAD]), bytes);                      \
+                dot[j] = DOT(x, row_at(&a->rows, a->row[j]), &a->rows, type);                      \
             }                                                                                      \
         }                                                                                          \
     }
