@@ -14,6 +14,7 @@ int mr_cmd_selftest(int argc, char **argv);
 int mr_cmd_split(int argc, char **argv);
 int mr_cmd_plan(int argc, char **argv);
 int mr_cmd_synth(int argc, char **argv);
+int mr_cmd_import(int argc, char **argv);
 int mr_cmd_replay(int argc, char **argv);
 int mr_cmd_load(int argc, char **argv);
 int mr_cmd_unload(int argc, char **argv);

@@ -30,6 +30,7 @@ static const struct {
     {"split", mr_cmd_split, "write a model's manifest: grid, maxima, norms, checksums"},
     {"plan", mr_cmd_plan, "predict memory, bytes, step time and the best grid on a rack"},
     {"replay", mr_cmd_replay, "ask again for recorded rows, of other shards, caches, tiers"},
+    {"import", mr_cmd_import, "make a model directory from a GGUF file"},
     {"synth", mr_cmd_synth, "write a random model of a named shape"},
 };
 enum { COMMAND_COUNT = sizeof(commands) / sizeof(commands[0]) };

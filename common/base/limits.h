@@ -19,6 +19,11 @@ enum {
     MR_MAX_TENSOR_NAME_BYTES = 1024,
     MR_MAX_MODEL_FILES = 4096,
     MR_MAX_JSON_DEPTH = 64,
+    MR_MAX_GGUF_KEYS = 1 << 16,
+    MR_MAX_GGUF_KEY_BYTES = 1024,
+    MR_MAX_GGUF_METADATA_BYTES = 256 << 20, /* keys, values and tensor entries of a GGUF file */
+    MR_MAX_GGUF_ALIGNMENT = 1 << 20,
+    MR_MAX_GGUF_TENSOR_DIMS = 4,
 
     /* model shapes */
     MR_MAX_LAYERS = 1024,
