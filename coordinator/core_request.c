@@ -176,6 +176,15 @@ static uint32_t longest_answer(const mr_core *core, const core_live *live,
     return r->logits ? 0 : r->new_tokens < room ? r->new_tokens : room;
 }
 
+/* Whether text stands before the answer: what the prompt spells, or tokens told elsewhere. */
+static bool goes_on(const mr_request *r, const mr_tokenizer *tokenizer, uint32_t index,
+                    const int32_t *prompt, uint32_t count) {
+    if (r->resumed_tokens && r->resumed_tokens[index] > 0) return true;
+    for (uint32_t i = 0; r->continues && tokenizer && i < count; i++)
+        if (!mr_tokenizer_is_special(tokenizer, prompt[i])) return true;
+    return false;
+}
+
 static void open_answer(mr_core *core, core_live *live, uint32_t index, const int32_t *prompt,
                         uint32_t count, uint32_t new_tokens) {
     const mr_request *r = live->request;
@@ -191,7 +200,9 @@ static void open_answer(mr_core *core, core_live *live, uint32_t index, const in
     answer->results = mr_alloc_array(1 + answer->speculate, sizeof(*answer->results));
     const mr_tokenizer *tokenizer = served ? served->tokenizer : core->tokenizer;
     if (r->is_forwarded) tokenizer = NULL;
-    if (!r->logits) answer->stream = mr_stream_open(tokenizer, r->stops, r->logprobs);
+    if (!r->logits)
+        answer->stream = mr_stream_open(tokenizer, r->stops, r->logprobs,
+                                        goes_on(r, tokenizer, index, prompt, count));
 }
 
 /* Once, when it is known what a worker can do. */

@@ -513,6 +513,7 @@ bool mr_openai_parse(mr_api_call *out, mr_models *models, bool is_chat, const ch
                      size_t bytes, mr_api_error *error) {
     json_t *root;
     *out = (mr_api_call){.is_chat = is_chat, .request = mr_request_new()};
+    out->request->continues = !is_chat;
     const bool good = parse_body(&root, body, bytes, error) && read_all(out, models, root, error);
     json_decref(root);
     if (!good) mr_api_call_free(out);

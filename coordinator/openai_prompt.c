@@ -58,21 +58,17 @@ static bool add_text(mr_api_call *call, const mr_served *served, const json_t *t
 /* What echo puts before an answer: the prompt's text, or that of its tokens. */
 static void keep_text(mr_api_call *call, const mr_served *served, const json_t *item) {
     mr_text *text = &call->prompt_text[call->prompt_count++];
-    mr_detokenizer state = {0};
     size_t i;
     json_t *id;
     if (json_is_string(item)) {
         mr_text_add(text, json_string_value(item), json_string_length(item));
         return;
     }
-    json_array_foreach(item, i, id) {
-        const int32_t token = (int32_t)json_integer_value(id);
-        size_t bytes;
-        if (!served->tokenizer || mr_tokenizer_is_special(served->tokenizer, token)) continue;
-        const char *spelled = mr_tokenizer_bytes(served->tokenizer, token, &bytes);
-        mr_detokenizer_push(&state, spelled, bytes, text);
-    }
-    mr_detokenizer_finish(&state, text);
+    if (!served->tokenizer) return;
+    mr_decoder *decoder = mr_decoder_open(served->tokenizer, NULL);
+    json_array_foreach(item, i, id) mr_decoder_push(decoder, (int32_t)json_integer_value(id), text);
+    mr_decoder_flush(decoder, text);
+    mr_decoder_close(decoder);
 }
 
 static bool add_prompt(mr_api_call *call, const mr_served *served, const json_t *item, size_t index,

@@ -72,6 +72,7 @@ typedef struct {
 
     bool has_speculate; /* else the server's, which is the most in any case */
     uint32_t speculate; /* most tokens drafted in a step */
+    bool continues; /* answers go on with their prompt's text (else they begin one of their own) */
 
     bool logits;
     uint32_t chunk_tokens, single_from; /* as mr_sequence_spec's */

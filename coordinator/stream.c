@@ -20,10 +20,9 @@ struct mr_stop_set {
 };
 
 struct mr_stream {
-    const mr_tokenizer *tokenizer;
     const mr_stop_set *stops;
     bool logprobs, stopped;
-    mr_detokenizer detokenizer;
+    mr_decoder *decoder; /* NULL: tokens have no text */
     mr_text held;        /* characters not handed out yet */
     uint64_t held_first; /* where held begins in the answer */
     uint64_t characters; /* of the answer so far, held ones too */
@@ -62,9 +61,11 @@ void mr_stop_set_close(mr_stop_set *set) {
     free(set);
 }
 
-mr_stream *mr_stream_open(const mr_tokenizer *tokenizer, const mr_stop_set *stops, bool logprobs) {
+mr_stream *mr_stream_open(const mr_tokenizer *tokenizer, const mr_stop_set *stops, bool logprobs,
+                          bool continues) {
     mr_stream *stream = mr_alloc(sizeof(*stream));
-    stream->tokenizer = tokenizer;
+    if (tokenizer)
+        stream->decoder = mr_decoder_open(tokenizer, &(mr_decode_options){.continues = continues});
     stream->stops = stops;
     stream->logprobs = logprobs;
     return stream;
@@ -72,6 +73,7 @@ mr_stream *mr_stream_open(const mr_tokenizer *tokenizer, const mr_stop_set *stop
 
 void mr_stream_close(mr_stream *stream) {
     if (!stream) return;
+    mr_decoder_close(stream->decoder);
     mr_text_free(&stream->held);
     free(stream->entries);
     free(stream);
@@ -154,19 +156,22 @@ static void keep_entry(mr_stream *stream, const mr_token_entry *entry, uint64_t 
     kept->end_byte = stream->held_first + stream->held.bytes;
 }
 
+/* Of held, from first to end. */
+static void count_characters(mr_stream *stream, size_t first, size_t end) {
+    for (size_t i = first; i < end; i++)
+        stream->characters += ((uint8_t)stream->held.data[i] & 0xc0) != 0x80;
+}
+
 mr_stream_part mr_stream_push(mr_stream *stream, const mr_token_entry *entry) {
-    size_t bytes = 0;
-    const char *text = "";
+    size_t owed = 0; /* text of earlier tokens that this one made certain */
     assert(!stream->stopped);
     forget_given(stream);
     const size_t before = stream->held.bytes;
+    if (stream->decoder) owed = mr_decoder_push(stream->decoder, entry->token, &stream->held);
+    count_characters(stream, before, before + owed);
     const uint64_t characters = stream->characters;
-    if (stream->tokenizer && !mr_tokenizer_is_special(stream->tokenizer, entry->token))
-        text = mr_tokenizer_bytes(stream->tokenizer, entry->token, &bytes);
-    mr_detokenizer_push(&stream->detokenizer, text, bytes, &stream->held);
-    for (size_t i = before; i < stream->held.bytes; i++)
-        stream->characters += ((uint8_t)stream->held.data[i] & 0xc0) != 0x80;
-    keep_entry(stream, entry, stream->held_first + before, characters);
+    count_characters(stream, before + owed, stream->held.bytes);
+    keep_entry(stream, entry, stream->held_first + before + owed, characters);
     const size_t safe = scan(stream);
     return give(stream, safe, stream->stopped);
 }
@@ -174,7 +179,7 @@ mr_stream_part mr_stream_push(mr_stream *stream, const mr_token_entry *entry) {
 mr_stream_part mr_stream_finish(mr_stream *stream) {
     forget_given(stream);
     if (stream->stopped) return (mr_stream_part){"", 0, NULL, 0, true};
-    mr_detokenizer_finish(&stream->detokenizer, &stream->held);
+    if (stream->decoder) mr_decoder_flush(stream->decoder, &stream->held);
     const size_t safe = scan(stream); /* a completed U+FFFD may end a stop string */
     return give(stream, stream->stopped ? safe : stream->held.bytes, true);
 }

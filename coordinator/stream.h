@@ -32,8 +32,10 @@ typedef struct {
 
 typedef struct mr_stream mr_stream;
 
-/* tokenizer NULL: tokens have no text. stops may be NULL; borrowed, as is the tokenizer. */
-mr_stream *mr_stream_open(const mr_tokenizer *tokenizer, const mr_stop_set *stops, bool logprobs);
+/* tokenizer NULL: tokens have no text. stops may be NULL; borrowed, as is the tokenizer. continues:
+ * the answer goes on where other text ended, so that a space at its beginning is kept. */
+mr_stream *mr_stream_open(const mr_tokenizer *tokenizer, const mr_stop_set *stops, bool logprobs,
+                          bool continues);
 void mr_stream_close(mr_stream *stream); /* NULL is fine */
 
 typedef struct {

@@ -33,6 +33,7 @@ HOMES = {
     r"jansson\.h": ["common/base/json", "tests/"],
     r"openssl/": ["common/base/hash", "common/net/keys", "common/net/rpc_tls"],
     r"pcre2\.h": ["common/model/tokenizer"],
+    r"utf8proc\.h": ["common/model/tokenizer_unicode"],
     r"event2?[/.]": ["coordinator/", "tests/"],
     r"curl/": ["cli/logits_remote", "cli/selftest_cluster", "common/model/source_http"],
     r"cmocka\.h": ["tests/"],

@@ -7,7 +7,7 @@ export PATH=/usr/bin:$PATH # Debian's python3 is the one that sees Debian's pyth
 
 # shellcheck disable=SC2034  # used by those who source this
 BUILD_PACKAGES=(gcc libc6-dev cmake ninja-build pkg-config libjansson-dev libevent-dev libpcre2-dev
-                libssl-dev libcmocka-dev libcurl4-openssl-dev libgrpc-dev libprotobuf-c-dev
+                libutf8proc-dev libssl-dev libcmocka-dev libcurl4-openssl-dev libgrpc-dev libprotobuf-c-dev
                 protobuf-c-compiler libucx-dev liburing-dev etcd-server)
 
 step() { printf '==> %s\n' "$*"; }

@@ -86,6 +86,11 @@ enum {
     MR_MAX_ADDED_TOKEN_BYTES = 512,
     MR_MAX_ADDED_TRIE_NODES = 1 << 22, /* bytes of all added tokens, shared prefixes once */
     MR_MAX_PRE_TOKENIZERS = 16,
+    MR_MAX_NORMALIZERS = 16,
+    MR_MAX_DECODERS = 16,
+    MR_MAX_REPLACEMENT_BYTES = 1024,    /* what a normalizer or decoder puts in a place */
+    MR_MAX_NORMALIZED_BYTES = 64 << 10, /* what any text may become under the normalizers, and */
+    MR_MAX_NORMALIZED_GROWTH = 64,      /* for each of its bytes; MR_MAX_TEXT_BYTES at most */
     MR_MAX_REGEX_BYTES = 16 << 10,
     MR_MAX_TEMPLATE_TOKENS = 16,  /* special tokens the post-processor adds */
     MR_MAX_REGEX_STEPS = 1 << 20, /* backtracking steps of one match, and 32 per byte */

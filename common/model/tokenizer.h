@@ -1,14 +1,20 @@
-/* tokenizer.h - text to token ids and back: byte-level BPE from tokenizer.json.
+/* tokenizer.h - text to token ids and back: BPE from tokenizer.json, id by id and byte by byte as
+ * the `tokenizers` package does it.
  *
- * What is read: model BPE (merges as "a b" or pairs, ignore_merges, unk_token, fuse_unk);
- * added_tokens with all their flags; pre_tokenizer ByteLevel, alone or last in a Sequence after
- * Split (Regex or String, Isolated or Removed, invert) and Digits; post_processor null, ByteLevel,
- * TemplateProcessing (single) or a Sequence of these; decoder ByteLevel; normalizer null. Anything
- * else is refused by its name. truncation and padding are left aside: a server never cuts a prompt.
+ * What is read, alone or in a Sequence; anything else is refused by its name:
+ *   model          BPE: merges as "a b" or pairs, unk_token, fuse_unk, byte_fallback, ignore_merges
+ *   added_tokens   with all their flags
+ *   normalizer     NFC NFD NFKC NFKD Lowercase StripAccents Strip Prepend Replace
+ *   pre_tokenizer  ByteLevel (last), Split with every behavior, Metaspace, Digits, Punctuation,
+ *                  Whitespace, WhitespaceSplit
+ *   post_processor ByteLevel, TemplateProcessing (single)
+ *   decoder        ByteLevel Replace ByteFallback Fuse Strip Metaspace, in orders that stream
+ * truncation and padding are left aside: a server never cuts a prompt.
  * Ids run from 0 without a gap: a gap would be an id the model can sample and nobody can spell.
  *
  * Text that is not UTF-8 is encoded too: each longest run of bytes that belongs to no character is
- * a word of its own, merged byte-wise, and the text around it is split as if it stood alone.
+ * a word of its own, merged byte-wise, and the text around it is normalized and split as if it
+ * stood alone.
  * Encoding costs O(n log n) for a word of n bytes, so 10 MB of one letter is slow, not quadratic.
  *
  * Threads: open and close from one thread; everything else only reads and may run anywhere.
@@ -54,11 +60,30 @@ mr_status mr_tokenizer_encode(const mr_tokenizer *tokenizer, const char *text, s
 
 uint32_t mr_tokenizer_count(const mr_tokenizer *tokenizer);       /* ids are 0 .. count-1 */
 size_t mr_tokenizer_longest_token(const mr_tokenizer *tokenizer); /* in bytes, >= 1 */
-/* The bytes an id stands for; none for an id that is not there. Special tokens give their name. */
+/* The bytes an id stands for where nothing is around it; none for an id that is not there. Added
+ * tokens give their name. Text comes from mr_decoder: it depends on what was before. */
 const char *mr_tokenizer_bytes(const mr_tokenizer *tokenizer, int32_t id, size_t *bytes);
 bool mr_tokenizer_is_special(const mr_tokenizer *tokenizer, int32_t id);
 /* The id whose bytes are exactly these, added tokens first; -1 when there is none. Slow: start-up.
  */
 int32_t mr_tokenizer_find(const mr_tokenizer *tokenizer, const char *bytes, size_t count);
+
+/* Ids to text, one by one. All that push and flush append is, put together, what the package's
+ * decode makes of the whole sequence (where keep_special is false, every special token is left out,
+ * also one whose normalized name the package does not recognise). What cannot be told yet is held
+ * back: the beginning of a character, a run of byte tokens until it ends.
+ * Threads: one owner. Memory: borrows the tokenizer. */
+typedef struct mr_decoder mr_decoder;
+typedef struct {
+    bool keep_special; /* special tokens give their name */
+    bool continues;    /* there is text before: nothing is dropped as the beginning of one */
+} mr_decode_options;
+mr_decoder *mr_decoder_open(const mr_tokenizer *tokenizer, const mr_decode_options *options);
+void mr_decoder_close(mr_decoder *decoder); /* NULL is fine */
+/* Appends to out; an id that is not there has no text. Returns how many of the appended bytes
+ * belong to tokens before this one. */
+size_t mr_decoder_push(mr_decoder *decoder, int32_t id, mr_text *out);
+/* The end; what is pushed next begins a new text. */
+void mr_decoder_flush(mr_decoder *decoder, mr_text *out);
 
 #endif

@@ -27,6 +27,8 @@ static uint32_t child_of(tokenizer_trie *trie, uint32_t node, uint8_t byte) {
 
 static mr_status insert(tokenizer_trie *trie, const char *content, uint32_t added, mr_err *err) {
     const uint8_t *bytes = (const uint8_t *)content;
+    if (*content == '\0')
+        return mr_fail(err, MR_ERR_FORMAT, "the normalizers leave nothing of an added token");
     if (trie->count + strlen(content) > MR_MAX_ADDED_TRIE_NODES)
         return mr_fail(err, MR_ERR_LIMIT, "the added tokens are longer than %d bytes together",
                        MR_MAX_ADDED_TRIE_NODES);
@@ -39,24 +41,47 @@ static mr_status insert(tokenizer_trie *trie, const char *content, uint32_t adde
     return MR_OK;
 }
 
-mr_status tokenizer_read_added(mr_tokenizer *t, const json_t *list, mr_err *err) {
+/* The content as it is looked for: in normalized text, where the token says so. */
+static mr_status normal_form(mr_tokenizer *t, const char *content, char **form, mr_err *err) {
+    tokenizer_run run = {.tokenizer = t, .err = err};
+    tokenizer_normalized normal;
+    mr_status status = tokenizer_run_open(&run, strlen(content));
+    if (status == MR_OK)
+        status = tokenizer_normalize(&run, content, strlen(content), 0, false, &normal);
+    if (status == MR_OK &&
+        (normal.bytes != strlen(content) || memcmp(normal.text, content, normal.bytes) != 0))
+        *form = mr_strndup(normal.bytes ? normal.text : "", normal.bytes);
+    tokenizer_run_close(&run);
+    return status;
+}
+
+static mr_status read_token(mr_tokenizer *t, const json_t *item, char **forms, mr_err *err) {
+    const char *content = json_string_value(json_object_get(item, "content"));
+    tokenizer_added added = {.id = (uint32_t)json_integer_value(json_object_get(item, "id"))};
+    mr_status status = mr_json_bool(&added.special, item, "special", err);
+    added.normalized = !added.special; /* the reference's default */
+    if (status == MR_OK) status = mr_json_bool(&added.single_word, item, "single_word", err);
+    if (status == MR_OK) status = mr_json_bool(&added.lstrip, item, "lstrip", err);
+    if (status == MR_OK) status = mr_json_bool(&added.rstrip, item, "rstrip", err);
+    if (status == MR_OK) status = mr_json_bool(&added.normalized, item, "normalized", err);
+    if (status == MR_OK && added.normalized && !forms[added.id])
+        status = normal_form(t, content, &forms[added.id], err);
+    if (status != MR_OK) return status;
+    tokenizer_trie *trie = &t->tries[added.normalized ? 1 : 0];
+    const char *form = added.normalized && forms[added.id] ? forms[added.id] : content;
+    trie->has_special = trie->has_special || added.special;
+    t->special[added.id] = added.special;
+    t->added[t->added_count] = added;
+    return insert(trie, form, t->added_count++, err);
+}
+
+mr_status tokenizer_read_added(mr_tokenizer *t, const json_t *list, char **forms, mr_err *err) {
     size_t i;
     json_t *item;
     t->added = mr_alloc_array(json_array_size(list), sizeof(*t->added));
     json_array_foreach(list, i, item) {
-        const char *content = json_string_value(json_object_get(item, "content"));
-        tokenizer_added added = {.id = (uint32_t)json_integer_value(json_object_get(item, "id"))};
-        mr_status status = mr_json_bool(&added.special, item, "special", err);
-        added.normalized = !added.special; /* the reference's default */
-        if (status == MR_OK) status = mr_json_bool(&added.single_word, item, "single_word", err);
-        if (status == MR_OK) status = mr_json_bool(&added.lstrip, item, "lstrip", err);
-        if (status == MR_OK) status = mr_json_bool(&added.rstrip, item, "rstrip", err);
-        if (status == MR_OK) status = mr_json_bool(&added.normalized, item, "normalized", err);
-        if (status == MR_OK)
-            status = insert(&t->tries[added.normalized ? 1 : 0], content, t->added_count, err);
+        const mr_status status = read_token(t, item, forms, err);
         if (status != MR_OK) return mr_fail_prefix(err, status, "added_tokens[%zu]", i);
-        t->special[added.id] = added.special;
-        t->added[t->added_count++] = added;
     }
     return MR_OK;
 }

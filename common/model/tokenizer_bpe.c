@@ -1,6 +1,8 @@
 /* tokenizer_bpe.c - merging a word: always the earliest merge of the file first, leftmost among
  * equals, as the reference does.
  *
+ * A word begins as the tokens of its bytes (byte-level vocabularies) or of its characters; what has
+ * none becomes tokens of bytes (<0xE2>) or the unknown token.
  * Symbols form a linked list over the word; a heap holds every neighbouring pair that merges. A
  * pair that was overtaken by another merge stays in the heap and is recognised when it comes out:
  * either its left symbol is gone, or the pair there now merges into something else. */
@@ -35,7 +37,7 @@ static uint64_t fold(uint64_t a, uint64_t b) {
     return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-uint64_t tokenizer_hash_bytes(uint64_t seed, const char *bytes, size_t count) {
+static uint64_t hash_bytes(uint64_t seed, const char *bytes, size_t count) {
     uint64_t hash = seed ^ count;
     for (size_t at = 0; at < count; at += 8) {
         uint64_t word = 0;
@@ -77,27 +79,34 @@ const tokenizer_merge *tokenizer_merges_find(const tokenizer_merges *m, uint32_t
     return slot->pair == UINT64_MAX ? NULL : slot;
 }
 
-static uint32_t *word_slot(const mr_tokenizer *t, const char *word, size_t bytes) {
-    const tokenizer_words *w = &t->words;
-    uint64_t at = tokenizer_hash_bytes(w->seed, word, bytes) & w->mask;
-    for (;; at = (at + 1) & w->mask) {
-        const uint32_t stored = w->slots[at];
-        if (stored == 0) return &w->slots[at];
-        const uint64_t first = t->offset[stored - 1], have = t->offset[stored] - first;
-        if (have == bytes && memcmp(t->arena + first, word, bytes) == 0) return &w->slots[at];
+static uint32_t *vocab_slot(const mr_tokenizer *t, const char *word, size_t bytes) {
+    const tokenizer_vocab *v = &t->vocab;
+    uint64_t at = hash_bytes(v->seed, word, bytes) & v->mask;
+    for (;; at = (at + 1) & v->mask) {
+        const uint32_t stored = v->slots[at];
+        if (stored == 0) return &v->slots[at];
+        size_t have;
+        const char *text = tokenizer_strings_at(&t->spelled, stored - 1, &have);
+        if (have == bytes && memcmp(text, word, bytes) == 0) return &v->slots[at];
     }
 }
 
-void tokenizer_words_open(mr_tokenizer *t) {
+void tokenizer_vocab_open(mr_tokenizer *t) {
     const uint64_t size = table_size(t->count);
-    t->words.slots = mr_alloc_array(size, sizeof(*t->words.slots));
-    t->words.mask = size - 1;
-    t->words.seed = tokenizer_random();
+    t->vocab.slots = mr_alloc_array(size, sizeof(*t->vocab.slots));
+    t->vocab.mask = size - 1;
+    t->vocab.seed = tokenizer_random();
 }
 
-void tokenizer_words_put(mr_tokenizer *t, uint32_t id) {
-    const uint64_t first = t->offset[id];
-    *word_slot(t, t->arena + first, (size_t)(t->offset[id + 1] - first)) = id + 1;
+void tokenizer_vocab_put(mr_tokenizer *t, uint32_t id) {
+    size_t bytes;
+    const char *text = tokenizer_strings_at(&t->spelled, id, &bytes);
+    *vocab_slot(t, text, bytes) = id + 1;
+}
+
+int32_t tokenizer_vocab_find(const mr_tokenizer *t, const char *word, size_t bytes) {
+    if (bytes > MR_MAX_TOKEN_BYTES) return -1;
+    return (int32_t)*vocab_slot(t, word, bytes) - 1;
 }
 
 static bool earlier(const pending *a, const pending *b) {
@@ -153,25 +162,86 @@ static mr_status reserve(tokenizer_run *run, size_t bytes) {
     return mr_fail(run->err, MR_ERR_NOMEM, "no memory to tokenize a word of %zu bytes", bytes);
 }
 
-static mr_status lay_out(tokenizer_run *run, const char *word, size_t bytes, uint32_t *count) {
-    const mr_tokenizer *t = run->tokenizer;
-    uint32_t used = 0;
-    bool was_unknown = false;
-    for (size_t i = 0; i < bytes; i++) {
-        int32_t id = t->byte_id[(uint8_t)word[i]];
-        const bool unknown = id < 0;
-        if (unknown && t->unknown_id < 0)
-            return mr_fail(run->err, MR_ERR_ARGUMENT,
-                           "the vocabulary has no token for byte 0x%02x of the text",
-                           (unsigned)(uint8_t)word[i]);
-        if (unknown && was_unknown && t->fuse_unknown) continue;
-        if (unknown) id = t->unknown_id;
-        was_unknown = unknown;
-        run->symbols[used] = (symbol){(uint32_t)id, used + 1, used - 1}; /* 0 - 1 is NONE */
-        used++;
+/* The symbols of a word while they are laid out. */
+typedef struct {
+    tokenizer_run *run;
+    uint32_t used;
+    bool unknown; /* one waits: it comes before the next token that is in the vocabulary */
+} layout;
+
+static void add_symbol(layout *l, int32_t id) {
+    l->run->symbols[l->used] = (symbol){(uint32_t)id, l->used + 1, l->used - 1}; /* 0 - 1: NONE */
+    l->used++;
+}
+
+static void add_known(layout *l, int32_t id) {
+    if (l->unknown) add_symbol(l, l->run->tokenizer->unknown_id);
+    l->unknown = false;
+    add_symbol(l, id);
+}
+
+/* A character without a token. As in the reference, its bytes overtake an unknown token that still
+ * waits. */
+static mr_status add_missing(layout *l, const char *text, size_t bytes, uint8_t byte) {
+    const mr_tokenizer *t = l->run->tokenizer;
+    bool has_bytes = t->byte_fallback;
+    for (size_t i = 0; i < bytes && has_bytes; i++)
+        has_bytes = t->fallback_id[(uint8_t)text[i]] >= 0;
+    if (has_bytes) {
+        for (size_t i = 0; i < bytes; i++) add_symbol(l, t->fallback_id[(uint8_t)text[i]]);
+        return MR_OK;
     }
-    run->symbols[used - 1].next = NONE;
-    *count = used;
+    if (t->unknown_id < 0)
+        return mr_fail(l->run->err, MR_ERR_ARGUMENT,
+                       "the vocabulary has no token for byte 0x%02x of the text", (unsigned)byte);
+    if (l->unknown && !t->fuse_unknown) add_symbol(l, t->unknown_id);
+    l->unknown = true;
+    return MR_OK;
+}
+
+static mr_status lay_out_bytes(layout *l, const char *word, size_t bytes) {
+    const mr_tokenizer *t = l->run->tokenizer;
+    for (size_t i = 0; i < bytes; i++) {
+        const uint8_t byte = (uint8_t)word[i];
+        char spelling[4];
+        if (t->byte_id[byte] >= 0) {
+            add_known(l, t->byte_id[byte]);
+            continue;
+        }
+        const size_t length = tokenizer_put_character(spelling, tokenizer_byte_character(byte));
+        const mr_status status = add_missing(l, spelling, length, byte);
+        if (status != MR_OK) return status;
+    }
+    return MR_OK;
+}
+
+static mr_status lay_out_characters(layout *l, const char *word, size_t bytes) {
+    const mr_tokenizer *t = l->run->tokenizer;
+    for (size_t at = 0, length; at < bytes; at += length) {
+        const uint8_t byte = (uint8_t)word[at];
+        const bool valid = mr_utf8_step(word + at, bytes - at, &length) == MR_UTF8_VALID;
+        if (!valid) length = 1;
+        const int32_t id = byte < 0x80 ? t->ascii_id[byte]
+                           : valid     ? tokenizer_vocab_find(t, word + at, length)
+                                       : -1;
+        if (id >= 0) {
+            add_known(l, id);
+            continue;
+        }
+        const mr_status status = add_missing(l, word + at, length, byte);
+        if (status != MR_OK) return status;
+    }
+    return MR_OK;
+}
+
+static mr_status lay_out(tokenizer_run *run, const char *word, size_t bytes, uint32_t *count) {
+    layout l = {.run = run};
+    const mr_status status = run->tokenizer->byte_level ? lay_out_bytes(&l, word, bytes)
+                                                        : lay_out_characters(&l, word, bytes);
+    if (status != MR_OK) return status;
+    if (l.unknown) add_symbol(&l, run->tokenizer->unknown_id);
+    run->symbols[l.used - 1].next = NONE;
+    *count = l.used;
     return MR_OK;
 }
 
@@ -190,14 +260,12 @@ static void merge_at(tokenizer_run *run, uint32_t at, uint32_t merged) {
 mr_status tokenizer_merge_word(tokenizer_run *run, const char *word, size_t bytes) {
     const mr_tokenizer *t = run->tokenizer;
     uint32_t count = 0;
-    if (t->ignore_merges && bytes <= t->longest) {
-        const uint32_t stored = *word_slot(t, word, bytes);
-        if (stored != 0) {
-            mr_token_list_add(run->out, (int32_t)(stored - 1));
-            return MR_OK;
-        }
+    const int32_t whole = t->ignore_merges ? tokenizer_vocab_find(t, word, bytes) : -1;
+    if (whole >= 0) {
+        mr_token_list_add(run->out, whole);
+        return MR_OK;
     }
-    mr_status status = reserve(run, bytes);
+    mr_status status = reserve(run, t->byte_level && t->byte_fallback ? 2 * bytes : bytes);
     if (status == MR_OK) status = lay_out(run, word, bytes, &count);
     if (status != MR_OK) return status;
 

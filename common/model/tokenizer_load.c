@@ -8,6 +8,7 @@
 #include "common/base/file.h"
 #include "common/base/mem.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,23 +27,12 @@ int tokenizer_character_byte(uint32_t c) {
     return tokenizer_byte_character((uint8_t)c) == c ? (int)c : -1;
 }
 
-static uint32_t decode_character(const char *text, size_t length) {
-    const uint8_t *u = (const uint8_t *)text;
-    if (length == 1) return u[0];
-    if (length == 2) return (u[0] & 31u) << 6 | (u[1] & 63u);
-    if (length == 3) return (u[0] & 15u) << 12 | (u[1] & 63u) << 6 | (u[2] & 63u);
-    return (u[0] & 7u) << 18 | (u[1] & 63u) << 12 | (u[2] & 63u) << 6 | (u[3] & 63u);
-}
-
-/* The bytes a spelling stands for: by the byte alphabet if all of it is in there, else itself.
- * out has room for strlen(spelling). */
-static size_t spelled_bytes(char *out, const char *spelling, bool *byte_level) {
-    const size_t bytes = strlen(spelling);
+size_t tokenizer_spelled_bytes(char *out, const char *spelling, size_t bytes, bool *byte_level) {
     size_t used = 0;
     *byte_level = true;
     for (size_t at = 0, length; at < bytes; at += length) {
-        if (mr_utf8_step(spelling + at, bytes - at, &length) != MR_UTF8_VALID) length = 1;
-        const int byte = tokenizer_character_byte(decode_character(spelling + at, length));
+        length = tokenizer_character_bytes(spelling[at]);
+        const int byte = tokenizer_character_byte(tokenizer_character(spelling + at, length));
         if (byte < 0) {
             memcpy(out, spelling, bytes);
             *byte_level = false;
@@ -51,6 +41,22 @@ static size_t spelled_bytes(char *out, const char *spelling, bool *byte_level) {
         out[used++] = (char)byte;
     }
     return used;
+}
+
+void tokenizer_strings_open(tokenizer_strings *s, uint32_t count, size_t bytes) {
+    s->data = mr_alloc(bytes + 1);
+    s->offset = mr_alloc_array((size_t)count + 1, sizeof(*s->offset));
+}
+
+void tokenizer_strings_free(tokenizer_strings *s) {
+    free(s->data);
+    free(s->offset);
+    *s = (tokenizer_strings){0};
+}
+
+const char *tokenizer_strings_at(const tokenizer_strings *s, uint32_t id, size_t *bytes) {
+    *bytes = (size_t)(s->offset[id + 1] - s->offset[id]);
+    return s->data + s->offset[id];
 }
 
 /* --- vocabulary ------------------------------------------------------------------------------- */
@@ -117,47 +123,45 @@ static uint32_t count_tokens(const json_t *vocab, const json_t *added) {
     return count > MR_MAX_VOCAB ? UINT32_MAX : (uint32_t)count;
 }
 
-/* Lays all tokens' bytes out in the arena. */
-static void build_arena(mr_tokenizer *t, const char **spelling, const json_t *vocab) {
+/* The model's own strings: bytes where the vocabulary is of bytes, else as they are spelled. */
+static void spell(mr_tokenizer *t, const char **spelling, const json_t *vocab) {
     uint64_t total = 0, used = 0;
     for (uint32_t id = 0; id < t->count; id++) total += strlen(spelling[id]);
-    t->arena = mr_alloc((size_t)total + 1);
-    t->offset = mr_alloc_array((size_t)t->count + 1, sizeof(*t->offset));
-    t->special = mr_alloc_array(t->count, 1);
-    t->longest = 1;
+    tokenizer_strings_open(&t->spelled, t->count, (size_t)total);
+    const bool wanted = t->ignore_merges || !t->byte_level;
+    if (wanted) tokenizer_vocab_open(t);
     for (uint32_t id = 0; id < t->count; id++) {
+        const bool known = json_object_get(vocab, spelling[id]) != NULL;
         bool byte_level = false;
         size_t bytes = strlen(spelling[id]);
-        if (json_object_get(vocab, spelling[id]))
-            bytes = spelled_bytes(t->arena + used, spelling[id], &byte_level);
+        if (known && t->byte_level)
+            bytes =
+                tokenizer_spelled_bytes(t->spelled.data + used, spelling[id], bytes, &byte_level);
         else
-            memcpy(t->arena + used, spelling[id], bytes);
+            memcpy(t->spelled.data + used, spelling[id], bytes);
         used += bytes;
-        t->offset[id + 1] = used;
-        if (bytes > t->longest) t->longest = bytes;
+        t->spelled.offset[id + 1] = used;
+        if (wanted && known && bytes > 0 && byte_level == t->byte_level) tokenizer_vocab_put(t, id);
     }
 }
 
-static void index_words(mr_tokenizer *t, const char **spelling) {
-    char scratch[MR_MAX_TOKEN_BYTES];
-    bool byte_level;
-    tokenizer_words_open(t);
-    for (uint32_t id = 0; id < t->count; id++) {
-        spelled_bytes(scratch, spelling[id], &byte_level);
-        if (byte_level && t->offset[id + 1] > t->offset[id]) tokenizer_words_put(t, id);
-    }
+static int32_t id_of(const json_t *vocab, const char *name) {
+    const json_t *id = json_object_get(vocab, name);
+    return id ? (int32_t)json_integer_value(id) : -1;
 }
 
+/* What a byte, or a character of one byte, begins as. */
 static void index_bytes(mr_tokenizer *t, const json_t *vocab) {
+    char name[8];
     for (uint32_t byte = 0; byte < 256; byte++) {
         const uint32_t c = tokenizer_byte_character((uint8_t)byte);
-        char name[3] = {(char)c, '\0', '\0'};
-        if (c >= 0x80) {
-            name[0] = (char)(0xc0 | c >> 6);
-            name[1] = (char)(0x80 | (c & 63));
-        }
-        const json_t *id = json_object_get(vocab, name);
-        t->byte_id[byte] = id ? (int32_t)json_integer_value(id) : -1;
+        name[tokenizer_put_character(name, c)] = '\0';
+        t->byte_id[byte] = id_of(vocab, name);
+        snprintf(name, sizeof(name), "<0x%02X>", byte);
+        t->fallback_id[byte] = id_of(vocab, name);
+        if (byte >= 128) continue;
+        snprintf(name, sizeof(name), "%c", (char)byte);
+        t->ascii_id[byte] = byte ? id_of(vocab, name) : -1;
     }
 }
 
@@ -208,6 +212,7 @@ static mr_status read_merges(mr_tokenizer *t, const json_t *merges, const json_t
     tokenizer_merges_open(&t->merges, json_array_size(merges));
     json_array_foreach(merges, i, item) {
         const char *right = "";
+        if (json_is_string(item) && strncmp(json_string_value(item), "#version", 8) == 0) continue;
         const mr_status status = read_merge(item, i, left, joined, &right, err);
         if (status != MR_OK) return status;
         const json_t *a = json_object_get(vocab, left), *b = json_object_get(vocab, right);
@@ -239,7 +244,7 @@ static mr_status refuse_unless_empty(const json_t *model, const char *key, mr_er
 static mr_status read_options(mr_tokenizer *t, const json_t *model, const json_t *vocab,
                               mr_err *err) {
     static const char *const refused[] = {"dropout", "continuing_subword_prefix",
-                                          "end_of_word_suffix", "byte_fallback"};
+                                          "end_of_word_suffix"};
     const char *type = "BPE", *unknown = NULL;
     mr_status status = mr_json_string(&type, model, "type", err);
     if (status != MR_OK) return status;
@@ -251,10 +256,20 @@ static mr_status read_options(mr_tokenizer *t, const json_t *model, const json_t
     status = mr_json_string(&unknown, model, "unk_token", err);
     if (status == MR_OK) status = mr_json_bool(&t->fuse_unknown, model, "fuse_unk", err);
     if (status == MR_OK) status = mr_json_bool(&t->ignore_merges, model, "ignore_merges", err);
+    if (status == MR_OK) status = mr_json_bool(&t->byte_fallback, model, "byte_fallback", err);
     if (status != MR_OK) return status;
-    const json_t *id = unknown ? json_object_get(vocab, unknown) : NULL;
-    t->unknown_id = id ? (int32_t)json_integer_value(id) : -1;
+    t->unknown_id = unknown ? id_of(vocab, unknown) : -1;
     return MR_OK;
+}
+
+static mr_status read_added(mr_tokenizer *t, const json_t *added, const char **spelling,
+                            mr_err *err) {
+    char **forms = mr_alloc_array(t->count, sizeof(*forms));
+    mr_status status = tokenizer_read_added(t, added, forms, err);
+    if (status == MR_OK) status = tokenizer_index_decoded(t, spelling, forms, err);
+    for (uint32_t id = 0; id < t->count; id++) free(forms[id]);
+    free(forms);
+    return status;
 }
 
 static mr_status read_model(mr_tokenizer *t, const json_t *root, mr_err *err) {
@@ -283,43 +298,70 @@ static mr_status read_model(mr_tokenizer *t, const json_t *root, mr_err *err) {
                              t->count - 1);
     if (status == MR_OK) status = read_options(t, model, vocab, err);
     if (status == MR_OK) {
-        build_arena(t, spelling, vocab);
+        t->special = mr_alloc_array(t->count, 1);
+        spell(t, spelling, vocab);
         index_bytes(t, vocab);
-        if (t->ignore_merges) index_words(t, spelling);
         status = read_merges(t, json_object_get(model, "merges"), vocab, err);
     }
+    if (status == MR_OK) status = read_added(t, added, spelling, err);
     free(spelling);
-    if (status == MR_OK) status = tokenizer_read_added(t, added, err);
     return status;
 }
 
-static mr_status check_ends(const json_t *root, mr_err *err) {
-    const json_t *normalizer = json_object_get(root, "normalizer");
-    const json_t *decoder = json_object_get(root, "decoder");
-    const char *type = "";
-    if (normalizer && !json_is_null(normalizer)) {
-        const json_t *parts = json_object_get(normalizer, "normalizers");
-        const mr_status status = mr_json_string(&type, normalizer, "type", err);
-        if (status != MR_OK) return status;
-        if (strcmp(type, "Sequence") != 0 || !json_is_array(parts) || json_array_size(parts) > 0)
-            return mr_fail(err, MR_ERR_UNSUPPORTED, "normalizer '%.40s' is not supported", type);
+/* --- the whole -------------------------------------------------------------------------------- */
+
+/* Whether every text can be spelled, so that no token stands for a run of unknown characters. */
+static bool is_complete(const mr_tokenizer *t) {
+    for (int byte = 0; byte < 256; byte++)
+        if ((t->byte_level ? t->byte_id[byte] : t->fallback_id[byte]) < 0) return false;
+    return t->byte_level || t->byte_fallback;
+}
+
+/* How many bytes of a text a byte of a token may stand for; 0: there is no bound. */
+static size_t shrinks_by(const mr_tokenizer *t) {
+    size_t factor = 1;
+    for (uint32_t i = 0; i < t->normalizer_count; i++) {
+        const tokenizer_normalizer *n = &t->normalizers[i];
+        if (n->kind == NORMALIZER_FORM)
+            factor *= 16; /* four characters of four bytes that become one of one byte */
+        else if (n->kind == NORMALIZER_LOWERCASE)
+            factor *= 4;
+        else if (n->kind == NORMALIZER_REPLACE &&
+                 (!n->pattern.string || n->bytes < n->pattern.bytes))
+            return 0;
+        else if (n->kind == NORMALIZER_STRIP || n->kind == NORMALIZER_STRIP_ACCENTS)
+            return 0;
     }
-    if (!decoder || json_is_null(decoder)) return MR_OK; /* ByteLevel follows from pre_tokenizer */
-    const mr_status status = mr_json_string(&type, decoder, "type", err);
-    if (status != MR_OK) return status;
-    if (strcmp(type, "ByteLevel") != 0)
-        return mr_fail(err, MR_ERR_UNSUPPORTED, "decoder '%.40s' is not supported", type);
-    return MR_OK;
+    for (uint32_t i = 0; i < t->stage_count; i++)
+        if (t->stages[i].behavior == CUT_REMOVED) return 0;
+    for (uint32_t i = 0; i < t->added_count; i++)
+        if (t->added[i].lstrip || t->added[i].rstrip) return 0;
+    if (t->unknown_id >= 0 && t->fuse_unknown && !is_complete(t)) return 0;
+    return factor;
+}
+
+static void measure_longest(mr_tokenizer *t) {
+    const size_t factor = shrinks_by(t);
+    size_t longest = 4; /* an unknown character */
+    for (uint32_t id = 0; id < t->count; id++) {
+        size_t bytes;
+        tokenizer_strings_at(&t->spelled, id, &bytes);
+        if (bytes > longest) longest = bytes;
+    }
+    t->longest =
+        factor && longest < MR_MAX_TEXT_BYTES / factor ? longest * factor : MR_MAX_TEXT_BYTES;
 }
 
 static mr_status read_all(mr_tokenizer *t, const json_t *root, mr_err *err) {
     if (!json_is_object(root))
         return mr_fail(err, MR_ERR_FORMAT, "the file must hold an object, not %s",
                        mr_json_type_name(root));
-    mr_status status = check_ends(root, err);
+    mr_status status = tokenizer_read_normalizers(t, root, err);
     if (status == MR_OK) status = tokenizer_read_pre(t, root, err);
+    if (status == MR_OK) status = tokenizer_read_decoders(t, root, err);
     if (status == MR_OK) status = read_model(t, root, err);
     if (status == MR_OK) status = tokenizer_read_post(t, root, err);
+    if (status == MR_OK) measure_longest(t);
     return status;
 }
 
@@ -353,14 +395,17 @@ mr_status mr_tokenizer_open(mr_tokenizer **out, const char *path, mr_err *err) {
 
 void mr_tokenizer_close(mr_tokenizer *t) {
     if (!t) return;
-    for (uint32_t i = 0; i < t->stage_count; i++) pcre2_code_free(t->stages[i].code);
-    pcre2_code_free(t->word_character);
+    for (uint32_t i = 0; i < t->normalizer_count; i++)
+        tokenizer_normalizer_free(&t->normalizers[i]);
+    for (uint32_t i = 0; i < t->stage_count; i++) tokenizer_pattern_free(&t->stages[i].pattern);
+    for (uint32_t i = 0; i < t->decoder_count; i++) tokenizer_decoder_free(&t->decoders[i]);
     for (int i = 0; i < 2; i++) free(t->tries[i].nodes);
+    tokenizer_strings_free(&t->spelled);
+    tokenizer_strings_free(&t->shown);
+    tokenizer_strings_free(&t->decoded);
     free(t->added);
     free(t->merges.slots);
-    free(t->words.slots);
+    free(t->vocab.slots);
     free(t->special);
-    free(t->offset);
-    free(t->arena);
     free(t);
 }

@@ -56,7 +56,7 @@ static void collect(collected *c, mr_stream_part part) {
 static collected run(const char *text, size_t bytes, const char *const *stops, uint32_t count) {
     collected c = {0};
     mr_stop_set *set = count ? stops_of(stops, count) : NULL;
-    mr_stream *stream = mr_stream_open(tokenizer, set, true);
+    mr_stream *stream = mr_stream_open(tokenizer, set, true, false);
     for (size_t i = 0; i < bytes && !c.stopped; i++) {
         const mr_token_entry entry = {.token = byte_token[(uint8_t)text[i]]};
         collect(&c, mr_stream_push(stream, &entry));
@@ -95,7 +95,7 @@ static void test_stop_text_is_held_back(void **state) {
     (void)state;
     static const char *const stops[] = {"END"};
     mr_stop_set *set = stops_of(stops, 1);
-    mr_stream *stream = mr_stream_open(tokenizer, set, false);
+    mr_stream *stream = mr_stream_open(tokenizer, set, false, false);
     static const char text[] = "aENxEND";
     static const size_t safe[] = {1, 0, 0, 3, 0, 0, 0};
     for (size_t i = 0; i < 7; i++) {
@@ -135,14 +135,14 @@ static void test_entries_follow_their_text(void **state) {
 
 static void test_special_tokens_have_no_text(void **state) {
     (void)state;
-    mr_stream *stream = mr_stream_open(tokenizer, NULL, true);
+    mr_stream *stream = mr_stream_open(tokenizer, NULL, true, false);
     mr_stream_part part = mr_stream_push(stream, &(mr_token_entry){.token = 2});
     assert_int_equal(part.bytes, 0);
     assert_int_equal(part.entry_count, 1);
     part = mr_stream_push(stream, &(mr_token_entry){.token = 1 << 30}); /* padding rows */
     assert_int_equal(part.bytes, 0);
     mr_stream_close(stream);
-    stream = mr_stream_open(NULL, NULL, false);
+    stream = mr_stream_open(NULL, NULL, false, false);
     assert_int_equal(mr_stream_push(stream, &(mr_token_entry){.token = 7}).bytes, 0);
     mr_stream_close(stream);
 }
