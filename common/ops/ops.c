@@ -10,9 +10,18 @@ const mr_ops *mr_ops_find(const char *name) {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
+    if (avx512 && name && strcmp(name, "avx512bf16") == 0 && __builtin_cpu_supports("avx512bf16"))
+        return &mr_ops_avx512bf16;
     if (avx512 && (!name || strcmp(name, "avx512") == 0)) return &mr_ops_avx512;
     if (avx2 && (!name || strcmp(name, "avx2") == 0)) return &mr_ops_avx2;
 #endif
     if (!name || strcmp(name, "ref") == 0) return &mr_ops_ref;
     return NULL;
+}
+
+const mr_ops *mr_ops_numeric(const char *numeric) {
+    if (strcmp(numeric, "exact") == 0) return mr_ops_find(NULL);
+    if (strcmp(numeric, "fast") != 0) return NULL;
+    const mr_ops *fast = mr_ops_find("avx512bf16");
+    return fast ? fast : mr_ops_find(NULL);
 }

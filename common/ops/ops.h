@@ -74,7 +74,11 @@ enum { MR_PANEL = 32 }; /* output columns of a packed weight panel */
  *                            y = fma(chain, scale, y) in order; a scale a row: y = chain * scale
  *   int8, int4       x is cut in blocks of 32 of K: d = max |x| / 127, code = rn(x * (1 / d)); dot
  * is the exact integer sum; scales for 32: y = fma(dot, d * scale, y) in order; a scale a row: y =
- * fma(dot, d, y) in order, times the scale at the end. */
+ * fma(dot, d, y) in order, times the scale at the end.
+ *
+ * The backend avx512bf16 is a numeric class of its own: for bf16 weights x is rounded to bf16 as
+ * well, and sum = fma(x[k], w[k], fma(x[k + 1], w[k + 1], sum)) over even k, denormals (of x, w,
+ * sum and each step's result) taken as zero: what VDPBF16PS does. The same bits for every m. */
 typedef struct {
     const void *data;   /* 64-byte aligned */
     const void *scales; /* [panels][blocks of K][MR_PANEL], f16 where block is MR_QUANT_BLOCK, else
@@ -85,7 +89,7 @@ typedef struct {
 } mr_packed;
 
 typedef struct {
-    const char *name; /* "ref", "avx2", "avx512" */
+    const char *name; /* as mr_ops_find takes it */
     void (*pool32)(int32_t *acc,
                    const mr_pool_args *a); /* acc [tokens][slots][columns], added to */
     void (*pool64)(int64_t *acc, const mr_pool_args *a);
@@ -107,7 +111,11 @@ typedef struct {
 } mr_ops;
 
 extern const mr_ops mr_ops_ref;
-/* "ref", "avx2", "avx512" or NULL for the best this processor has; NULL when it has not. */
+/* "ref", "avx2", "avx512", "avx512bf16" or NULL for the best of the first three that this processor
+ * has; NULL when it has not. */
 const mr_ops *mr_ops_find(const char *name);
+/* By what people ask for: "exact" is mr_ops_find(NULL), whose backends all agree bit for bit;
+ * "fast" is avx512bf16 where the processor has it, else as exact. NULL: another word. */
+const mr_ops *mr_ops_numeric(const char *numeric);
 
 #endif

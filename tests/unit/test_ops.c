@@ -296,6 +296,52 @@ static void test_gemm(void **unused) {
     }
 }
 
+/* VDPBF16PS as plain steps: denormals are zero, before and after each. */
+static float flush(float x) {
+    return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x;
+}
+
+static float bf16_chain(const float *x, const mr_packed *w, uint32_t n) {
+    float sum = 0;
+    for (uint32_t k = 0; k < w->k; k += 2) {
+        float a[2] = {0}, b[2] = {0};
+        for (uint32_t j = 0; j < 2 && k + j < w->k; j++) {
+            a[j] = flush(mr_bf16_to_f32(mr_f32_to_bf16(x[k + j])));
+            b[j] = flush(mr_packed_at(w, n, k + j));
+        }
+        sum = flush(fmaf(a[0], b[0], flush(fmaf(a[1], b[1], flush(sum)))));
+    }
+    return sum;
+}
+
+/* The class of avx512bf16: an emulation gives its bits, for every number of rows. */
+static void test_gemm_bf16_class(void **unused) {
+    static const uint32_t rows[] = {1, 2, 3, 7, 12, 13, 25, 70};
+    const mr_ops *ops = mr_ops_find("avx512bf16");
+    (void)unused;
+    if (!ops) return; /* not this processor */
+    for (uint32_t i = 0; i < 8; i++) {
+        const uint32_t m = rows[i], n = 1 + below(150), k = 1 + below(i % 2 ? 700 : 90);
+        matrix made = make_matrix(mr_storage_of(MR_STORE_BF16), n, k);
+        const size_t bytes = ops->prepared_bytes(&made.w);
+        float *x = malloc((size_t)m * k * sizeof(float)), *y = calloc((size_t)m * n, sizeof(float));
+        uint8_t *prepared = malloc(m * bytes);
+        for (size_t j = 0; j < (size_t)m * k; j++)
+            x[j] = next_float() * (below(20) ? 1.0f : ldexpf(1, -100 - (int)below(40)));
+        ops->prepare(prepared, x, k, m, &made.w);
+        ops->gemm(y, n, x, k, prepared, m, &made.w, 0, mr_packed_panels(&made.w));
+        for (uint32_t row = 0; row < m; row++)
+            for (uint32_t column = 0; column < n; column++) {
+                const float want = bf16_chain(x + (size_t)row * k, &made.w, column);
+                assert_memory_equal(&want, y + (size_t)row * n + column, sizeof(want));
+            }
+        free(prepared);
+        free(x);
+        free(y);
+        free_matrix(&made);
+    }
+}
+
 /* What is not a number, infinite, next to nothing or all zero has a form all backends agree on. */
 static void test_quantize_odd_values(void **unused) {
     enum { K = 200, ROWS = 60 };
@@ -495,6 +541,7 @@ int main(void) {
                                        cmocka_unit_test(test_slices),
                                        cmocka_unit_test(test_gate_dot),
                                        cmocka_unit_test(test_gemm),
+                                       cmocka_unit_test(test_gemm_bf16_class),
                                        cmocka_unit_test(test_quantize_odd_values),
                                        cmocka_unit_test(test_small_floats),
                                        cmocka_unit_test(test_storage),

@@ -3,7 +3,7 @@
 #define MR_OPS_CPU_BACKENDS_H
 #include "common/ops/ops.h"
 
-extern const mr_ops mr_ops_avx2, mr_ops_avx512;
+extern const mr_ops mr_ops_avx2, mr_ops_avx512, mr_ops_avx512bf16;
 
 /* pool_avx2.c, pool_avx512.c */
 void mr_avx2_pool32(int32_t *acc, const mr_pool_args *a);
@@ -24,6 +24,12 @@ void mr_avx512_gemm(float *y, size_t y_stride, const float *x, size_t x_stride,
                     const void *prepared, uint32_t m, const mr_packed *w, uint32_t panel_first,
                     uint32_t panel_count);
 
+size_t mr_avx512bf16_prepared_bytes(const mr_packed *w);
+void mr_avx512bf16_prepare(void *out, const float *x, size_t x_stride, uint32_t m,
+                           const mr_packed *w);
+void mr_avx512bf16_gemm(float *y, size_t y_stride, const float *x, size_t x_stride,
+                        const void *prepared, uint32_t m, const mr_packed *w, uint32_t panel_first,
+                        uint32_t panel_count);
 /* Products with int8 and int4 weights; the second needs VNNI. */
 void mr_avx512_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m, const mr_packed *w,
                           uint32_t panel_first, uint32_t panel_count);

@@ -21,7 +21,10 @@ typedef struct {
     const mr_packed *w;
     uint32_t vector;     /* the first of the tile */
     uint32_t begin, end; /* of K */
-    bool ask;            /* for the same chunk of the next panel */
+    /* Weights `ahead` bytes further on are asked for at the turn of this tile among those that read
+     * the same ones. */
+    uint32_t turn, turns; /* a power of two; a turn beyond: never */
+    size_t ahead;
 } tile;
 
 INLINE uint32_t outputs_left(const tile *t, uint32_t v) {
@@ -100,17 +103,13 @@ INLINE void keep_chain(const tile *t, uint32_t row, uint32_t v, vf sum) {
 }
 
 /* Asks for the lines of a tile's panels that will be read `ahead` bytes on. */
-INLINE void ask_ahead(const tile *t, const uint8_t *const *at, uint32_t vectors, size_t offset,
+INLINE void ask_ahead(const tile *t, const uint8_t *const *at, uint32_t vectors, uint32_t unit,
                       size_t bytes) {
-    if (!t->ask) return;
+    if ((unit & (t->turns - 1)) != t->turn) return;
 #pragma GCC unroll 4
     for (uint32_t v = 0; v < vectors; v += IN_PANEL)
 #pragma GCC unroll 16
-        for (size_t b = 0; b < bytes; b += 64) v_ask(at[v] + offset + b);
-}
-
-INLINE size_t how_far_ahead(const tile *t, uint32_t rows) {
-    return rows == 1 ? 2048 : mr_packed_panel_bytes(t->w->element, t->w->k);
+        for (size_t b = 0; b < bytes; b += 64) v_ask(at[v] + unit * bytes + t->ahead + b);
 }
 
 INLINE float input_of(const tile *t, uint32_t rows, uint32_t i, uint32_t k) {
@@ -120,7 +119,6 @@ INLINE float input_of(const tile *t, uint32_t rows, uint32_t i, uint32_t k) {
 
 INLINE void float_tile(const tile *t, const uint32_t rows, const uint32_t vectors,
                        const mr_element element) {
-    const size_t ahead = how_far_ahead(t, rows);
     const size_t pair_bytes = (size_t)MR_PANEL * mr_element_bits(element) / 4;
     const uint8_t *at[8];
     vf sum[SUMS], w[8][2];
@@ -131,7 +129,7 @@ INLINE void float_tile(const tile *t, const uint32_t rows, const uint32_t vector
         sum[i] = t->w->block == MR_TILE_BLOCK ? v_set(0) : sum_so_far(t, i / vectors, i % vectors);
     uint32_t k = t->begin;
     for (; k + 2 <= t->end; k += 2) {
-        ask_ahead(t, at, vectors, k / 2 * pair_bytes + ahead, pair_bytes);
+        ask_ahead(t, at, vectors, k / 2, pair_bytes);
 #pragma GCC unroll 8
         for (uint32_t v = 0; v < vectors; v++) two_weights(w[v], at[v], k, element);
 #pragma GCC unroll 12
@@ -206,7 +204,7 @@ INLINE void dot_block(vi dot[CODE_SUMS], const tile *t, const uint8_t *const *at
 
 INLINE void code_tile(const tile *t, const uint32_t rows, const uint32_t vectors,
                       const mr_element element) {
-    const size_t depth = mr_packed_depth(element, t->w->k), ahead = how_far_ahead(t, rows);
+    const size_t depth = mr_packed_depth(element, t->w->k);
     const size_t block_bytes = (size_t)MR_PANEL * 4 * mr_element_bits(element);
     const bool by_row = t->w->block == MR_WHOLE_ROW;
     const uint8_t *at[4];
@@ -218,7 +216,7 @@ INLINE void code_tile(const tile *t, const uint32_t rows, const uint32_t vectors
     for (uint32_t i = 0; i < rows * vectors; i++) sum[i] = sum_so_far(t, i / vectors, i % vectors);
     for (uint32_t first = t->begin; first < t->end; first += 32) {
         vf scale[4];
-        ask_ahead(t, at, vectors, first / 32 * block_bytes + ahead, block_bytes);
+        ask_ahead(t, at, vectors, first / 32, block_bytes);
         dot_block(dot, t, at, first, rows, vectors, element);
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < vectors; v++)
@@ -268,49 +266,90 @@ INLINE void walk_rows(walk *k, const uint8_t *x, uint32_t rows, uint32_t from, u
             t.vector = g;
             t.x = x + row * k->t.x_bytes;
             t.y = y + row * k->t.y_stride;
-            t.ask = ask && i == 0 && g % IN_PANEL == 0;
+            t.turns = tiles >= 4 ? 4 : tiles >= 2 ? 2 : 1;
+            t.turn = ask && g % IN_PANEL == 0 ? i : UINT32_MAX;
             run(&t, take);
             row += take;
         }
 }
 
-INLINE void walk_slabs(walk *k, const uint8_t *x, size_t x_bytes, uint32_t from, uint32_t to,
-                       tile_function run) {
-    _Alignas(64) float slab[SLAB_ROWS * SLAB_COLUMNS];
-    const size_t bytes = (k->t.end - k->t.begin) * sizeof(float);
-    k->t.x_bytes = SLAB_COLUMNS * sizeof(float);
-    for (uint32_t row = 0; row < k->m; row += SLAB_ROWS) {
-        const uint32_t rows = k->m - row < SLAB_ROWS ? k->m - row : SLAB_ROWS;
-        for (uint32_t i = 0; i < rows; i++)
-            memcpy(slab + i * SLAB_COLUMNS, x + (row + i) * x_bytes + k->t.begin * sizeof(float),
-                   bytes);
-        walk_rows(k, (const uint8_t *)slab, rows, from, to, k->t.y + row * k->t.y_stride, run,
-                  row == 0);
+/* Copies columns [begin, end) of so many rows, so that rows do not fall into one cache set. */
+INLINE void copy_rows(float *slab, const uint8_t *x, size_t x_bytes, uint32_t rows, uint32_t begin,
+                      uint32_t end) {
+    for (uint32_t i = 0; i < rows; i++)
+        memcpy(slab + (size_t)i * SLAB_COLUMNS, x + i * x_bytes + begin * sizeof(float),
+               (end - begin) * sizeof(float));
+}
+
+INLINE uint32_t chunk_end(const walk *k, uint32_t begin) {
+    return k->end - begin < k->chunk ? k->end : begin + k->chunk;
+}
+
+/* Weights are read in a row, panel by panel: x lies in the cache as a whole. */
+INLINE void walk_panels(walk *k, const uint8_t *x, size_t chunk_bytes, tile_function run) {
+    const size_t chunk = (size_t)MR_PANEL * mr_element_bits(k->t.w->element) / 8 * k->chunk;
+    k->t.ahead = k->m <= k->rows_most || chunk < AHEAD ? AHEAD : chunk;
+    for (uint32_t from = k->t.vector; from < k->vector_end; from += IN_PANEL)
+        for (uint32_t begin = 0, i = 0; begin < k->end; begin += k->chunk, i++) {
+            k->t.begin = begin;
+            k->t.end = chunk_end(k, begin);
+            walk_rows(k, x + i * chunk_bytes, k->m, from, from + IN_PANEL, k->t.y, run, true);
+        }
+}
+
+/* Groups of panels chunk by chunk: x is taken through the cache once for a group. */
+INLINE void walk_groups(walk *k, float *slab, tile_function run) {
+    const uint8_t *x = k->t.x;
+    const size_t x_bytes = k->t.x_bytes;
+    k->t.ahead = mr_packed_panel_bytes(k->t.w->element, k->t.w->k);
+    if (slab) k->t.x_bytes = SLAB_COLUMNS * sizeof(float);
+    for (uint32_t from = k->t.vector; from < k->vector_end; from += GROUP_PANELS * IN_PANEL) {
+        const uint32_t left = k->vector_end - from, all = GROUP_PANELS * IN_PANEL;
+        const uint32_t to = from + (left < all ? left : all);
+        for (uint32_t begin = 0; begin < k->end; begin += k->chunk) {
+            k->t.begin = begin;
+            k->t.end = chunk_end(k, begin);
+            if (!slab) {
+                walk_rows(k, x, k->m, from, to, k->t.y, run, true);
+                continue;
+            }
+            for (uint32_t row = 0; row < k->m; row += SLAB_ROWS) {
+                const uint32_t rows = k->m - row < SLAB_ROWS ? k->m - row : SLAB_ROWS;
+                copy_rows(slab, x + row * x_bytes, x_bytes, rows, begin, k->t.end);
+                walk_rows(k, (const uint8_t *)slab, rows, from, to, k->t.y + row * k->t.y_stride,
+                          run, row == 0);
+            }
+        }
     }
 }
 
 INLINE void walk_many(walk *k, tile_function run) {
-    const uint8_t *x = k->t.x;
-    const size_t x_bytes = k->t.x_bytes;
-    for (uint32_t from = k->t.vector; from < k->vector_end; from += GROUP_PANELS * IN_PANEL) {
-        const uint32_t left = k->vector_end - from;
-        const uint32_t to =
-            from + (left < GROUP_PANELS * IN_PANEL ? left : GROUP_PANELS * IN_PANEL);
-        for (uint32_t begin = 0; begin < k->end; begin += k->chunk) {
-            k->t.begin = begin;
-            k->t.end = k->end - begin < k->chunk ? k->end : begin + k->chunk;
-            if (k->copies)
-                walk_slabs(k, x, x_bytes, from, to, run);
-            else
-                walk_rows(k, x, k->m, from, to, k->t.y, run, true);
-        }
+    if (k->m * k->t.x_bytes <= X_BYTES_MOST)
+        walk_panels(k, k->t.x, 0, run);
+    else
+        walk_groups(k, NULL, run);
+}
+
+/* x is fp32 and copied. */
+static __attribute__((noinline)) void walk_copied(walk *k, tile_function run) {
+    _Alignas(64) float slab[SLAB_FLOATS];
+    const uint32_t chunks = (k->end + k->chunk - 1) / k->chunk;
+    const size_t each = (size_t)k->m * SLAB_COLUMNS, x_bytes = k->t.x_bytes;
+    if (chunks * each > SLAB_FLOATS) {
+        walk_groups(k, slab, run);
+        return;
     }
+    for (uint32_t i = 0; i < chunks; i++)
+        copy_rows(slab + i * each, k->t.x, x_bytes, k->m, i * k->chunk, chunk_end(k, i * k->chunk));
+    k->t.x_bytes = SLAB_COLUMNS * sizeof(float);
+    walk_panels(k, (const uint8_t *)slab, each * sizeof(float), run);
 }
 
 /* One row: `wide` vectors side by side as long as there are so many, K in one go. */
 INLINE void walk_one(walk *k, uint32_t wide, tile_function run_wide, tile_function run) {
     tile t = k->t;
-    t.ask = true;
+    t.turns = 1;
+    t.ahead = AHEAD;
     while (t.vector < k->vector_end) {
         const bool is_wide = k->vector_end - t.vector >= wide;
         for (t.begin = 0; t.begin < k->end; t.begin = t.end) {
@@ -356,6 +395,8 @@ INLINE void walk_one(walk *k, uint32_t wide, tile_function run_wide, tile_functi
 INLINE void run_walk(walk *k, uint32_t wide, tile_function run_wide, tile_function run) {
     if (k->m == 1)
         walk_one(k, wide, run_wide, run);
+    else if (k->copies)
+        walk_copied(k, run);
     else
         walk_many(k, run);
 }

@@ -19,7 +19,10 @@ enum {
     CHUNK = 256,
     CODE_CHUNK = 512,
     GROUP_PANELS = 8,
+    AHEAD = 4096,
     SLAB_ROWS = 96,
+    SLAB_FLOATS = 1 << 16,
+    X_BYTES_MOST = 1 << 19,
     SLAB_COLUMNS = CHUNK + 16 /* an odd number of lines */
 };
 

@@ -45,6 +45,14 @@ const mr_ops mr_ops_avx512 = {.name = "avx512",
                               .prepare = mr_avx512_prepare,
                               .gemm = mr_avx512_gemm,
                               .select = avx512_select};
+const mr_ops mr_ops_avx512bf16 = {.name = "avx512bf16",
+                                  .pool32 = mr_avx512_pool32,
+                                  .pool64 = mr_avx512_pool64,
+                                  .gate_dot = mr_avx512_gate_dot,
+                                  .prepared_bytes = mr_avx512bf16_prepared_bytes,
+                                  .prepare = mr_avx512bf16_prepare,
+                                  .gemm = mr_avx512bf16_gemm,
+                                  .select = avx512_select};
 #else
-const mr_ops mr_ops_avx512 = {0}; /* not an x86-64: never picked */
+const mr_ops mr_ops_avx512 = {0}, mr_ops_avx512bf16 = {0}; /* not an x86-64: never picked */
 #endif
