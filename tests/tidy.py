@@ -49,7 +49,7 @@ LEFTOVER = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 TEXT = (".c", ".h", ".cu", ".cuh", ".py", ".sh", ".md", ".txt", ".json", ".yaml", ".yml", ".cmake")
 CODE = (".c", ".h", ".cu", ".cuh")
 SCRIPT_FOLDERS = ("tools/", ".ci/")
-DATA = ("tests/fuzz/corpus/", "tests/golden/cases/", "bench/results/", "models/")
+DATA = ("tests/fuzz/corpus/", "tests/golden/cases/", "tests/importer/checkpoints/", "bench/results/", "models/")
 
 
 def all_files():

@@ -1,0 +1,1 @@
+"""Checkpoints of trainers, read without running anything they hold, written as model folders."""
