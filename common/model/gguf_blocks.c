@@ -29,33 +29,7 @@ static uint32_t u32_at(const uint8_t *at) {
 }
 
 float mr_block_half(const uint8_t *at) {
-    const uint32_t half = u16_at(at);
-    const uint32_t sign = (half & 0x8000u) << 16, exponent = half >> 10 & 31, part = half & 1023;
-    if (exponent == 31) return from_bits(sign | 0x7f800000u | part << 13);
-    if (exponent > 0) return from_bits(sign | (exponent + 112) << 23 | part << 13);
-    const float tiny = (float)part * 0x1p-24f;
-    return sign ? -tiny : tiny;
-}
-
-bool mr_block_half_is_finite(const uint8_t *at) {
-    return (at[1] & 0x7c) != 0x7c;
-}
-
-uint16_t mr_block_to_half(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
-    if (size > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
-    if (size >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds to 65536 or beyond */
-    if (size >= 0x38800000u) {                                  /* 2^-14: normal */
-        const uint32_t rounded = size - 0x38000000u + 0xfffu + (size >> 13 & 1);
-        return (uint16_t)(sign | rounded >> 13);
-    }
-    /* Adding 1/2 leaves a multiple of 2^-24 in the low bits, rounded to nearest even. */
-    const float shifted = from_bits(size) + 0.5f;
-    uint32_t shifted_bits;
-    memcpy(&shifted_bits, &shifted, sizeof(shifted_bits));
-    return (uint16_t)(sign | (shifted_bits - 0x3f000000u));
+    return mr_f16_to_f32(u16_at(at));
 }
 
 static void decode_f32(float *out, const uint8_t *b) {

@@ -5,7 +5,6 @@
  * of scale and code fits a float, and where a minimum is subtracted it is rounded once. */
 #ifndef MR_MODEL_GGUF_BLOCKS_H
 #define MR_MODEL_GGUF_BLOCKS_H
-#include <stdbool.h>
 #include <stdint.h>
 
 enum { /* numbers of the types that are named elsewhere */
@@ -30,8 +29,6 @@ const mr_block_format *mr_block_find(uint32_t type); /* NULL: no such type is kn
 void mr_block_decode(float *out, const mr_block_format *format, const uint8_t *blocks,
                      uint64_t count);
 
-float mr_block_half(const uint8_t *at);          /* the f16 at these two bytes */
-bool mr_block_half_is_finite(const uint8_t *at); /* neither infinite nor NaN */
-uint16_t mr_block_to_half(float value);          /* to nearest even; too large becomes infinite */
+float mr_block_half(const uint8_t *at); /* the f16 at these two bytes */
 
 #endif

@@ -54,25 +54,30 @@ static mr_status write_config(const gguf_model *model, const gguf_plan *plan, mr
     return status;
 }
 
-static mr_status write_all(const gguf_model *model, gguf_plan *plan, mr_gguf *file,
-                           const char *directory, const mr_import_options *options,
-                           mr_import_report *report, mr_err *err) {
-    mr_status status =
-        gguf_tokenizer_write(report->tokenizer, file, model, directory, options->no_tokenizer, err);
-    if (status == MR_OK) status = write_config(model, plan, file, directory, err);
-    if (status == MR_OK) status = gguf_copy_tensors(plan, file, directory, options, report, err);
+typedef struct {
+    gguf_model model;
+    gguf_plan plan;
+    gguf_tokenizer tokenizer;
+} made;
+
+static mr_status write_all(made *m, mr_gguf *file, const char *directory,
+                           const mr_import_options *options, mr_import_report *report,
+                           mr_err *err) {
+    mr_status status = gguf_tokenizer_write(&m->tokenizer, directory, err);
+    if (status == MR_OK) status = write_config(&m->model, &m->plan, file, directory, err);
+    if (status == MR_OK)
+        status = gguf_copy_tensors(&m->plan, file, directory, options, report, err);
     return status;
 }
 
 /* The parents of OUT are made where they are missing; OUT itself appears by the rename. */
-static mr_status write_directory(const gguf_model *model, gguf_plan *plan, mr_gguf *file,
-                                 const mr_import_options *options, mr_import_report *report,
-                                 mr_err *err) {
+static mr_status write_directory(made *m, mr_gguf *file, const mr_import_options *options,
+                                 mr_import_report *report, mr_err *err) {
     char *target = mr_strdup(options->directory);
     for (size_t end = strlen(target); end > 1 && target[end - 1] == '/';) target[--end] = '\0';
     char *temporary = mr_format("%s.tmp-%ld", target, (long)getpid());
     mr_status status = mr_make_directories(temporary, err);
-    if (status == MR_OK) status = write_all(model, plan, file, temporary, options, report, err);
+    if (status == MR_OK) status = write_all(m, file, temporary, options, report, err);
     if (status == MR_OK && rename(temporary, target) != 0)
         status = mr_fail(err, MR_ERR_IO, "rename %s to %s: %s", temporary, target, strerror(errno));
     if (status != MR_OK) remove_directory(temporary);
@@ -83,16 +88,20 @@ static mr_status write_directory(const gguf_model *model, gguf_plan *plan, mr_gg
 
 static mr_status import_file(mr_gguf *file, const mr_import_options *options,
                              mr_import_report *report, mr_err *err) {
-    gguf_model model;
-    gguf_plan plan = {0};
-    mr_status status = gguf_model_read(&model, file, err);
-    if (status != MR_OK) return status;
-    snprintf(report->model_type, sizeof(report->model_type), "%s", model.model_type);
-    snprintf(report->architecture, sizeof(report->architecture), "%s", model.arch);
-    status = gguf_plan_make(&plan, &model, file, options->dtype, err);
-    if (status == MR_OK) status = write_directory(&model, &plan, file, options, report, err);
-    gguf_plan_free(&plan);
-    gguf_model_free(&model);
+    made m = {0};
+    mr_status status = gguf_model_read(&m.model, file, err);
+    if (status == MR_OK) status = gguf_plan_make(&m.plan, &m.model, file, options->dtype, err);
+    if (status == MR_OK)
+        status = gguf_tokenizer_read(&m.tokenizer, file, &m.model, options->no_tokenizer, err);
+    if (status == MR_OK) {
+        snprintf(report->model_type, sizeof(report->model_type), "%s", m.model.model_type);
+        snprintf(report->architecture, sizeof(report->architecture), "%s", m.model.arch);
+        snprintf(report->tokenizer, sizeof(report->tokenizer), "%s", m.tokenizer.name);
+        status = write_directory(&m, file, options, report, err);
+    }
+    gguf_tokenizer_free(&m.tokenizer);
+    gguf_plan_free(&m.plan);
+    gguf_model_free(&m.model);
     return status;
 }
 

@@ -31,12 +31,27 @@ static mr_status not_finite(const copier *c, const gguf_output *t, mr_err *err) 
                    mr_gguf_name(c->file), t->from->name);
 }
 
-/* Block rows are kept, so their scales are what can be wrong. */
-static mr_status check_scales(const copier *c, const gguf_output *t, uint64_t blocks, mr_err *err) {
-    for (uint64_t i = 0; i < blocks; i++)
-        if (!mr_block_half_is_finite(c->raw + i * t->from->format->bytes))
-            return not_finite(c, t, err);
+/* Of what is written as it was read: block scales, or plain numbers. */
+static mr_status check_raw(const copier *c, const gguf_output *t, uint64_t blocks, mr_err *err) {
+    const mr_block_format *format = t->from->format;
+    float value;
+    for (uint64_t i = 0; i < blocks; i++) {
+        const uint8_t *block = c->raw + i * format->bytes;
+        if (format->elements == 1)
+            format->decode(&value, block);
+        else
+            value = mr_block_half(block); /* Q8_0 and Q4_0 begin with their scale */
+        if (!isfinite(value)) return not_finite(c, t, err);
+    }
     return MR_OK;
+}
+
+/* Nothing has to be decoded. */
+static bool is_raw(const gguf_output *t) {
+    const uint32_t type = t->from->format->type;
+    return t->dtype == MR_DTYPE_U8 || (t->dtype == MR_DTYPE_F32 && type == MR_BLOCK_F32) ||
+           (t->dtype == MR_DTYPE_F16 && type == MR_BLOCK_F16) ||
+           (t->dtype == MR_DTYPE_BF16 && type == MR_BLOCK_BF16);
 }
 
 static void note_change(copier *c, float before, float after) {
@@ -49,9 +64,8 @@ static void note_change(copier *c, float before, float after) {
 static mr_status round_piece(copier *c, const gguf_output *t, uint64_t count, mr_err *err) {
     const bool f16 = t->dtype == MR_DTYPE_F16;
     for (uint64_t i = 0; i < count; i++) {
-        const uint16_t half = f16 ? mr_block_to_half(c->floats[i]) : mr_f32_to_bf16(c->floats[i]);
-        const uint8_t bytes[2] = {(uint8_t)half, (uint8_t)(half >> 8)};
-        const float after = f16 ? mr_block_half(bytes) : mr_bf16_to_f32(half);
+        const uint16_t half = f16 ? mr_f32_to_f16(c->floats[i]) : mr_f32_to_bf16(c->floats[i]);
+        const float after = f16 ? mr_f16_to_f32(half) : mr_bf16_to_f32(half);
         if (!isfinite(after))
             return mr_fail(err, MR_ERR_RANGE,
                            "%s: tensor %s holds %g, too large for %s; choose "
@@ -73,12 +87,11 @@ static mr_status copy_piece(copier *c, const gguf_output *t, uint64_t from, uint
     mr_status status =
         mr_gguf_read(c->file, t->from, from / format->elements * format->bytes, c->raw, bytes, err);
     if (status != MR_OK) return status;
-    if (t->dtype == MR_DTYPE_U8) {
-        status = check_scales(c, t, blocks, err);
-        return status != MR_OK
-                   ? status
-                   : mr_writer_put(c->writer, t->number, to / format->elements * format->bytes,
-                                   c->raw, bytes, err);
+    if (is_raw(t)) {
+        status = check_raw(c, t, blocks, err);
+        if (status != MR_OK) return status;
+        return mr_writer_put(c->writer, t->number, to / format->elements * format->bytes, c->raw,
+                             bytes, err);
     }
     mr_block_decode(c->floats, format, c->raw, blocks);
     for (uint64_t i = 0; i < count; i++)

@@ -73,8 +73,17 @@ mr_status gguf_copy_tensors(gguf_plan *plan, mr_gguf *file, const char *director
                             const mr_import_options *options, mr_import_report *report,
                             mr_err *err);
 
-/* Writes tokenizer.json, tokenizer_config.json and generation_config.json. name: 32 bytes. */
-mr_status gguf_tokenizer_write(char *name, mr_gguf *file, const gguf_model *model,
-                               const char *directory, bool no_tokenizer, mr_err *err);
+/* The tokenizer's files in memory; all owned. */
+typedef struct {
+    char name[32];                        /* for a report; empty: there is none */
+    json_t *tokenizer, *tokenizer_config; /* NULL: there is none */
+    json_t *generation_config;
+} gguf_tokenizer;
+
+/* On failure *out holds nothing. */
+mr_status gguf_tokenizer_read(gguf_tokenizer *out, mr_gguf *file, const gguf_model *model,
+                              bool no_tokenizer, mr_err *err);
+mr_status gguf_tokenizer_write(const gguf_tokenizer *tokenizer, const char *directory, mr_err *err);
+void gguf_tokenizer_free(gguf_tokenizer *tokenizer);
 
 #endif

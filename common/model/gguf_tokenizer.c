@@ -382,28 +382,10 @@ static mr_status read_answers(reader *r, mr_err *err) {
 
 /* --- the files -------------------------------------------------------------------------------- */
 
-static mr_status write_json(json_t *root, const char *directory, const char *name, size_t flags,
-                            size_t bytes_max, mr_err *err) {
-    char *text = json_dumps(root, flags), *path = mr_format("%s/%s", directory, name);
-    mr_status status = MR_OK;
-    if (!text || strlen(text) > bytes_max)
-        status = mr_fail(err, MR_ERR_LIMIT, "%s would be larger than %zu bytes", name, bytes_max);
-    else
-        status = mr_file_write(path, text, strlen(text), err);
-    free(text);
-    free(path);
-    return status;
-}
-
-static mr_status write_tokenizer(reader *r, const char *directory, mr_err *err) {
-    json_t *root = json_pack("{s:s, s:n, s:n, s:o}", "version", "1.0", "truncation", "padding",
-                             "added_tokens", added_tokens(r));
-    mr_status status = r->pre ? make_gpt2(r, root, err) : make_llama(r, root, err);
-    if (status == MR_OK)
-        status = write_json(root, directory, "tokenizer.json", JSON_COMPACT, MR_MAX_TOKENIZER_BYTES,
-                            err);
-    json_decref(root);
-    return status;
+static mr_status make_tokenizer(reader *r, json_t **out, mr_err *err) {
+    *out = json_pack("{s:s, s:n, s:n, s:o}", "version", "1.0", "truncation", "padding",
+                     "added_tokens", added_tokens(r));
+    return r->pre ? make_gpt2(r, *out, err) : make_llama(r, *out, err);
 }
 
 /* The template, or all of them with their names where there are several. */
@@ -445,9 +427,9 @@ static void put_token(const reader *r, json_t *root, const char *key, int64_t id
         json_object_set_new(root, key, json_string(gguf_token(&r->vocabulary, (uint32_t)id)));
 }
 
-static mr_status write_tokenizer_config(reader *r, const char *directory, mr_err *err) {
+static mr_status make_tokenizer_config(reader *r, json_t **out, mr_err *err) {
     json_t *template = NULL;
-    mr_status status = read_templates(r, &template, err);
+    const mr_status status = read_templates(r, &template, err);
     if (status != MR_OK) {
         json_decref(template);
         return status;
@@ -461,14 +443,12 @@ static mr_status write_tokenizer_config(reader *r, const char *directory, mr_err
     put_token(r, root, "unk_token", r->unknown);
     put_token(r, root, "pad_token", r->pad);
     if (template) json_object_set_new(root, "chat_template", template);
-    status = write_json(root, directory, "tokenizer_config.json", JSON_INDENT(2),
-                        MR_MAX_CONFIG_BYTES, err);
-    json_decref(root);
-    return status;
+    *out = root;
+    return MR_OK;
 }
 
 /* Where a reply ends: the end token, and those that end a turn or a message. */
-static mr_status write_generation_config(reader *r, const char *directory, mr_err *err) {
+static mr_status make_generation_config(reader *r, json_t **out, mr_err *err) {
     static const char *const ends[] = {KEY "eos_token_id", KEY "eot_token_id", KEY "eom_token_id"};
     json_t *root = json_object(), *list = json_array();
     double temperature = -1, top_p = -1;
@@ -497,16 +477,29 @@ static mr_status write_generation_config(reader *r, const char *directory, mr_er
     if (temperature >= 0) json_object_set_new(root, "temperature", json_real(temperature));
     if (top_p >= 0) json_object_set_new(root, "top_p", json_real(top_p));
     if (top_k > 0) json_object_set_new(root, "top_k", json_integer((json_int_t)top_k));
-    if (status == MR_OK)
-        status = write_json(root, directory, "generation_config.json", JSON_INDENT(2),
-                            MR_MAX_CONFIG_BYTES, err);
     json_decref(list);
-    json_decref(root);
+    *out = root;
     return status;
 }
 
-mr_status gguf_tokenizer_write(char *name, mr_gguf *file, const gguf_model *model,
-                               const char *directory, bool no_tokenizer, mr_err *err) {
+static mr_status read_all(reader *r, gguf_tokenizer *out, bool no_tokenizer, mr_err *err) {
+    mr_status status = MR_OK;
+    if (!no_tokenizer) {
+        status = find_kind(r, err);
+        if (status == MR_OK) status = read_vocabulary(r, err);
+        if (status == MR_OK) status = read_answers(r, err);
+        if (status == MR_OK) status = make_tokenizer(r, &out->tokenizer, err);
+        if (status == MR_OK) status = make_tokenizer_config(r, &out->tokenizer_config, err);
+        if (r->pre)
+            snprintf(out->name, sizeof(out->name), "%.8s (%.20s)", r->kind, r->pre_name);
+        else
+            snprintf(out->name, sizeof(out->name), "llama");
+    }
+    return status == MR_OK ? make_generation_config(r, &out->generation_config, err) : status;
+}
+
+mr_status gguf_tokenizer_read(gguf_tokenizer *out, mr_gguf *file, const gguf_model *model,
+                              bool no_tokenizer, mr_err *err) {
     reader r = {.file = file,
                 .model = model,
                 .ids = json_object(),
@@ -514,24 +507,46 @@ mr_status gguf_tokenizer_write(char *name, mr_gguf *file, const gguf_model *mode
                 .eos = NO_ID,
                 .unknown = NO_ID,
                 .pad = NO_ID};
-    mr_status status = MR_OK;
-    name[0] = '\0';
-    if (!no_tokenizer) {
-        status = find_kind(&r, err);
-        if (status == MR_OK) status = read_vocabulary(&r, err);
-        if (status == MR_OK) status = read_answers(&r, err);
-        if (status == MR_OK) status = write_tokenizer(&r, directory, err);
-        if (status == MR_OK) status = write_tokenizer_config(&r, directory, err);
-        if (status == MR_OK && r.pre)
-            snprintf(name, 32, "%.8s (%.20s)", r.kind, r.pre_name);
-        else if (status == MR_OK)
-            snprintf(name, 32, "llama");
-    }
-    if (status == MR_OK) status = write_generation_config(&r, directory, err);
+    *out = (gguf_tokenizer){0};
+    const mr_status status = read_all(&r, out, no_tokenizer, err);
+    if (status != MR_OK) gguf_tokenizer_free(out);
     json_decref(r.ids);
     free(r.vocabulary.arena);
     free(r.vocabulary.offset);
     free(r.vocabulary.type);
     free(r.vocabulary.score);
     return status;
+}
+
+static mr_status write_json(json_t *root, const char *directory, const char *name, size_t flags,
+                            size_t bytes_max, mr_err *err) {
+    if (!root) return MR_OK;
+    char *text = json_dumps(root, flags), *path = mr_format("%s/%s", directory, name);
+    mr_status status;
+    if (!text || strlen(text) > bytes_max)
+        status = mr_fail(err, MR_ERR_LIMIT, "%s would be larger than %zu bytes", name, bytes_max);
+    else
+        status = mr_file_write(path, text, strlen(text), err);
+    free(text);
+    free(path);
+    return status;
+}
+
+mr_status gguf_tokenizer_write(const gguf_tokenizer *t, const char *directory, mr_err *err) {
+    mr_status status = write_json(t->tokenizer, directory, "tokenizer.json", JSON_COMPACT,
+                                  MR_MAX_TOKENIZER_BYTES, err);
+    if (status == MR_OK)
+        status = write_json(t->tokenizer_config, directory, "tokenizer_config.json", JSON_INDENT(2),
+                            MR_MAX_CONFIG_BYTES, err);
+    if (status == MR_OK)
+        status = write_json(t->generation_config, directory, "generation_config.json",
+                            JSON_INDENT(2), MR_MAX_CONFIG_BYTES, err);
+    return status;
+}
+
+void gguf_tokenizer_free(gguf_tokenizer *t) {
+    json_decref(t->tokenizer);
+    json_decref(t->tokenizer_config);
+    json_decref(t->generation_config);
+    *t = (gguf_tokenizer){0};
 }

@@ -75,28 +75,6 @@ static void test_blocks_have_the_values_of_the_format(void **state) {
     mr_gguf_close(file);
 }
 
-static void test_halves_round_to_nearest_even(void **state) {
-    (void)state;
-    for (uint32_t half = 0; half < 0x10000; half++) { /* up and down again */
-        const uint8_t bytes[2] = {(uint8_t)half, (uint8_t)(half >> 8)};
-        const float value = mr_block_half(bytes);
-        assert_int_equal(mr_block_half_is_finite(bytes), isfinite(value) != 0);
-        if (isnan(value))
-            assert_true((mr_block_to_half(value) & 0x7fff) > 0x7c00);
-        else
-            assert_int_equal(mr_block_to_half(value), half);
-    }
-    assert_int_equal(mr_block_to_half(1 + 0x1p-11f), 0x3c00); /* a tie: to the even one */
-    assert_int_equal(mr_block_to_half(1 + 3 * 0x1p-11f), 0x3c02);
-    assert_int_equal(mr_block_to_half(nextafterf(1 + 0x1p-11f, 2)), 0x3c01);
-    assert_int_equal(mr_block_to_half(65519.996f), 0x7bff);
-    assert_int_equal(mr_block_to_half(65520), 0x7c00);
-    assert_int_equal(mr_block_to_half(0x1p-25f), 0); /* a tie between 0 and the least */
-    assert_int_equal(mr_block_to_half(nextafterf(0x1p-25f, 1)), 1);
-    assert_int_equal(mr_block_to_half(-3 * 0x1p-25f), 0x8002);
-    assert_int_equal(mr_block_to_half(0x1.ffep-15f), 0x0400);
-}
-
 /* --- models ----------------------------------------------------------------------------------- */
 
 static mr_status import(const char *name, const char *out, mr_import_dtype dtype, bool tokenizer,
@@ -670,7 +648,6 @@ static int remove_folder(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_blocks_have_the_values_of_the_format),
-        cmocka_unit_test(test_halves_round_to_nearest_even),
         cmocka_unit_test(test_models_come_back_as_they_were),
         cmocka_unit_test(test_block_rows_are_kept),
         cmocka_unit_test(test_lost_bits_are_counted),
