@@ -128,8 +128,9 @@ def make_spm(name, space):
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([line for line in TEXT.split("\n") if line]), model_writer=out, model_type="bpe",
-        vocab_size=400, byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, add_dummy_prefix=space, allow_whitespace_only_pieces=True, minloglevel=2, character_coverage=0.98,
+        vocab_size=400, byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        split_digits=True, add_dummy_prefix=space, allow_whitespace_only_pieces=True, minloglevel=2,
+        character_coverage=0.98,
         user_defined_symbols=["<|user|>"])
     sp = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
     pieces = [sp.id_to_piece(i) for i in range(sp.get_piece_size())]
