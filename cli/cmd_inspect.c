@@ -43,6 +43,7 @@ static facts gather(const mr_model *model) {
         uint32_t index;
         bool is_memory;
         const mr_tensor_kind kind = mr_tensor_kind_of(&index, &is_memory, t->name);
+        if (kind == MR_TENSOR_UNUSED || (kind == MR_TENSOR_HEAD && c->tied)) continue;
         if (is_table(model, t))
             add(&f.tables, t);
         else if (kind == MR_TENSOR_SHUFFLE)
@@ -81,22 +82,42 @@ static const char *human(char out[32], uint64_t bytes) {
     return out;
 }
 
+static void print_windows(const mr_config *c) {
+    uint32_t sliding = 0, window = 0;
+    for (uint32_t b = 0; b < c->n_layers; b++)
+        if (mr_config_window(c, b)) {
+            sliding++;
+            window = mr_config_window(c, b);
+        }
+    if (sliding)
+        printf("sliding window   %u tokens in %u of %u blocks\n", window, sliding, c->n_layers);
+}
+
 static void print_architecture(const mr_model *model) {
     const mr_config *c = mr_model_config(model);
     printf("model            %s\n", mr_model_name(model));
+    if (c->family != MR_FAMILY_OFFICIAL) printf("family           %s\n", mr_family_name(c->family));
     printf("blocks           %u x %s, d_model %u, %u heads of %u (%u for keys and values)\n",
            c->n_layers, c->moe ? "moe" : "sequential", c->d_model, c->n_heads, c->head_dim,
            c->n_kv_heads);
-    printf("norm             %s, eps %g%s; rope theta %g; context %u tokens\n",
-           c->norm == MR_NORM_RMS ? "rms" : "layer", (double)c->norm_eps,
-           c->qk_norm ? ", on queries and keys too" : "", c->rope_theta, c->context_tokens);
+    printf("norm             %s%s, eps %g%s; rope theta %g%s; context %u tokens\n",
+           c->norm == MR_NORM_RMS     ? "rms"
+           : c->norm == MR_NORM_LAYER ? "layer"
+                                      : "layer without weights",
+           c->norm_after ? " after each part" : "", (double)c->norm_eps,
+           c->qk_norm ? ", on queries and keys too" : "", c->rope_theta,
+           c->rope_scaling.kind == MR_ROPE_LINEAR   ? ", scaled linearly"
+           : c->rope_scaling.kind == MR_ROPE_LLAMA3 ? ", scaled as llama3"
+                                                    : "",
+           c->context_tokens);
+    print_windows(c);
     printf("vocabulary       %u ids, head of %u rows, %s\n", c->vocab_size, c->head_rows,
            c->tied ? "tied" : "untied");
     if (c->moe)
         printf("experts          %u of width %u, %u a token%s\n", c->experts, c->expert_hidden,
                c->experts_per_token, c->moe_renormalize ? ", weights renormalised" : "");
-    else
-        printf("feed-forward     swiglu, %u inner\n", c->mlp_hidden / 2);
+    if (c->shared_hidden) printf("shared expert    swiglu, %u inner, gated\n", c->shared_hidden);
+    if (mr_config_has_dense(c)) printf("feed-forward     swiglu, %u inner\n", c->mlp_hidden / 2);
     if (c->memory_count == 0) return;
     const mr_memory_layer *l = mr_model_memory(model, 0);
     printf("memory           %s, %u layers (read:added", mr_memory_kind_name(c->memory),

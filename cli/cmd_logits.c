@@ -143,7 +143,8 @@ static void declare_trace(job *j) {
         declare(j, &t->input, "minput", i, MR_DTYPE_F32, 2, wide);
         declare(j, &t->output, "moutput", i, MR_DTYPE_F32, 2, wide);
     }
-    for (uint32_t b = 0; c->moe && b < c->n_layers; b++) {
+    for (uint32_t b = 0; b < c->n_layers; b++) {
+        if (!mr_config_is_moe(c, b)) continue;
         const uint64_t k[2] = {n, c->experts_per_token}, wide[2] = {n, d};
         traced *t = &j->blocks[b];
         declare(j, &t->indices, "bindices", b, MR_DTYPE_I64, 2, k);

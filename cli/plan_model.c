@@ -41,7 +41,7 @@ static void add_tensor(mr_plan_subject *s, const char *name, uint64_t bytes, uin
     uint32_t index;
     bool is_memory;
     const mr_tensor_kind kind = mr_tensor_kind_of(&index, &is_memory, name);
-    if (is_table) return;
+    if (is_table || kind == MR_TENSOR_UNUSED || (kind == MR_TENSOR_HEAD && is_tied)) return;
     if (kind == MR_TENSOR_SHUFFLE)
         s->index_bytes += elements * sizeof(uint32_t);
     else if (kind == MR_TENSOR_KEYS)

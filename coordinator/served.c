@@ -96,7 +96,7 @@ mr_status mr_served_open(mr_served **out, const mr_model *model, const char *nam
     s->vocab_size = config->vocab_size;
     s->created = (int64_t)time(NULL);
     s->temperature = s->top_p = 1;
-    add_stop_id(s, config->eos_token);
+    for (uint32_t i = 0; i < config->eos_count; i++) add_stop_id(s, config->eos_tokens[i]);
     mr_status status = read_tokenizer(s, directory, err);
     if (status == MR_OK) status = mr_chat_template_open(&s->chat, directory, err);
     if (status == MR_OK) status = read_generation_config(s, directory, err);

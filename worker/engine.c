@@ -36,8 +36,8 @@ static void want_step(buffers *b, mr_engine *e) {
     WANT(e->b.x, t * d);
     WANT(e->b.h, t * d);
     WANT(e->b.f, t * d);
-    WANT(e->b.qkv, t * (d + 2 * kv));
-    WANT(e->b.attention, t * d);
+    WANT(e->b.qkv, t * (c->query_width + 2 * kv));
+    WANT(e->b.attention, t * c->query_width);
     WANT(e->b.out, t * d);
     WANT(e->b.cosine, t * (c->head_dim / 2));
     WANT(e->b.sine, t * (c->head_dim / 2));
@@ -51,10 +51,10 @@ static void want_step(buffers *b, mr_engine *e) {
     WANT(e->b.candidates, head_rows);
     WANT(e->b.prepared, t * mr_weights_prepared_bytes(e->model, e->blocks, e->ops));
     WANT(e->rope_frequency, c->head_dim / 2);
-    if (!c->moe) {
-        WANT(e->b.ffn, t * c->mlp_hidden);
-        return;
-    }
+    const uint64_t dense = mr_config_has_dense(c) ? c->mlp_hidden : 0;
+    WANT(e->b.ffn, t * (dense > 2ull * c->shared_hidden ? dense : 2ull * c->shared_hidden));
+    if (!c->moe) return;
+    if (c->shared_hidden) WANT(e->b.shared_gate, t);
     const uint64_t chosen = t * c->experts_per_token;
     WANT(e->b.router, t * c->experts);
     WANT(e->b.expert_index, chosen);
@@ -298,7 +298,7 @@ mr_status mr_engine_open(mr_engine **out, const mr_engine_options *options, mr_e
     }
     if (!e->retrieval) /* taken over all the same */
         for (uint32_t i = 0; i < options->shard_count; i++) mr_link_close(options->shards[i]);
-    mr_rope_frequencies(e->rope_frequency, e->config->head_dim, e->config->rope_theta);
+    mr_config_rope(e->rope_frequency, e->config);
     e->memory_at = mr_alloc_array(e->config->n_layers, sizeof(int32_t));
     e->memory_added = mr_alloc_array(e->part.memory_count + 1ull, sizeof(bool));
     e->wait_ns = mr_alloc_array(e->part.memory_count + 1ull, sizeof(uint64_t));

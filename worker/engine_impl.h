@@ -30,9 +30,9 @@ typedef struct {
 
 typedef struct {
     float *x, *h, *f;              /* [T][d] residual stream, normed input, ff_norm output */
-    float *qkv;                    /* [T][d + 2 kv] */
-    float *attention;              /* [T][d] */
-    float *ffn;                    /* [T][mlp_hidden] */
+    float *qkv;                    /* [T][query_width + 2 kv] */
+    float *attention;              /* [T][query_width] */
+    float *ffn;                    /* [T][mlp_hidden], or of the shared expert */
     float *out;                    /* [T][d] */
     float *cosine, *sine;          /* [T][head_dim / 2] */
     uint32_t *position, *sequence; /* [T] */
@@ -49,6 +49,7 @@ typedef struct {
     float *expert_out;                         /* [T][k][d] */
     uint32_t *expert_slots;                    /* [T * k] tokens of one expert */
     float *expert_x, *expert_gate, *expert_up; /* [T][d], [T][F], [T][F] */
+    float *shared_gate;                        /* [T] */
 } mr_step_buffers;
 
 enum { MR_LOGIT_ROWS = 8 };
@@ -89,6 +90,11 @@ void mr_engine_run(mr_engine *e, mr_team_task task, void *context, uint32_t item
 /* y[m][w->n] = x . w^T over the team. */
 void mr_engine_gemm(mr_engine *e, float *y, size_t y_stride, const float *x, size_t x_stride,
                     uint32_t m, const mr_packed *w);
+/* y[m][n] += bias of each column; NULL: nothing. */
+void mr_engine_bias(mr_engine *e, float *y, const float *bias, uint32_t m, uint32_t n);
+/* The SwiGLU of rows in b.f: b.ffn = f . proj^T, then y = (silu(gate) * up) . out^T. */
+mr_status mr_engine_swiglu(mr_engine *e, float *y, uint32_t tokens, const mr_packed *proj,
+                           const float *proj_bias, const mr_packed *out, mr_err *err);
 void mr_engine_norm(const mr_engine *e, float *y, const float *x, const float *w, uint32_t n);
 
 /* attention.c: keys and values of all tokens into the cache, then b.attention from b.qkv. */

@@ -3,6 +3,7 @@
 #include "worker/engine_impl.h"
 
 #include "common/ops/dense.h"
+#include "common/ops/math.h"
 
 #include <math.h>
 #include <string.h>
@@ -63,6 +64,21 @@ static void combine(mr_engine *e, uint32_t t) {
     }
 }
 
+/* Every token's share of the shared expert: sigmoid(f . gate) times its output. */
+static mr_status add_shared(mr_engine *e, const mr_block_weights *w, uint32_t tokens, mr_err *err) {
+    const uint32_t d = e->config->d_model;
+    mr_engine_gemm(e, e->b.shared_gate, 1, e->b.f, d, tokens, &w->shared_gate);
+    const mr_status status =
+        mr_engine_swiglu(e, e->b.expert_x, tokens, &w->shared_proj, NULL, &w->shared_out, err);
+    for (size_t t = 0; t < tokens && status == MR_OK; t++) {
+        const float gate = 1.0f / (1.0f + mr_exp(-e->b.shared_gate[t]));
+        const float *one = e->b.expert_x + t * d;
+        float *out = e->b.out + t * d;
+        for (uint32_t i = 0; i < d; i++) out[i] = out[i] + gate * one[i];
+    }
+    return status;
+}
+
 mr_status mr_moe(mr_engine *e, uint32_t block, uint32_t tokens, mr_err *err) {
     const mr_config *c = e->config;
     const mr_block_weights *weights = &e->weights.blocks[block];
@@ -73,6 +89,10 @@ mr_status mr_moe(mr_engine *e, uint32_t block, uint32_t tokens, mr_err *err) {
                            block);
     for (uint32_t id = 0; id < c->experts; id++) run_expert(e, &weights->experts[id], id, tokens);
     for (uint32_t t = 0; t < tokens; t++) combine(e, t);
+    if (c->shared_hidden) {
+        const mr_status status = add_shared(e, weights, tokens, err);
+        if (status != MR_OK) return status;
+    }
     if (e->trace && e->trace->moe) {
         const mr_moe_trace trace = {.block = block,
                                     .tokens = tokens,

@@ -79,6 +79,23 @@ static void norm_all(mr_engine *e, float *to, const float *from, const float *we
     mr_engine_run(e, norm_rows, &w, rows, 4ull * rows * e->config->d_model);
 }
 
+typedef struct {
+    float *y;
+    const float *bias;
+    uint32_t n;
+} bias_work;
+
+static void bias_rows(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const bias_work *w = context;
+    (void)member;
+    for (size_t t = first; t < (size_t)first + count; t++) mr_add(w->y + t * w->n, w->bias, w->n);
+}
+
+void mr_engine_bias(mr_engine *e, float *y, const float *bias, uint32_t m, uint32_t n) {
+    bias_work w = {y, bias, n};
+    if (bias) mr_engine_run(e, bias_rows, &w, m, (uint64_t)m * n);
+}
+
 static void add_rows(mr_engine *e, const float *x, uint32_t rows) {
     mr_add(e->b.x, x, rows * e->config->d_model);
 }
@@ -166,32 +183,45 @@ static void embed_rows(void *context, uint32_t member, uint32_t first, uint32_t 
     }
 }
 
+typedef struct {
+    float *ffn; /* [rows][2 * half]: first half the value, second half the gate */
+    uint32_t half;
+} silu_work;
+
 static void silu_rows(void *context, uint32_t member, uint32_t first, uint32_t count) {
-    const rows_work *w = context;
-    const size_t hidden = w->e->config->mlp_hidden, half = hidden / 2;
+    const silu_work *w = context;
     (void)member;
     for (size_t t = first; t < (size_t)first + count; t++) {
-        float *row = w->e->b.ffn + t * hidden; /* first half the value, second half the gate */
-        mr_silu_multiply(row, row + half, row, (uint32_t)half);
+        float *row = w->ffn + t * 2 * w->half;
+        mr_silu_multiply(row, row + w->half, row, w->half);
     }
+}
+
+mr_status mr_engine_swiglu(mr_engine *e, float *y, uint32_t tokens, const mr_packed *proj,
+                           const float *proj_bias, const mr_packed *out, mr_err *err) {
+    const uint32_t d = e->config->d_model, hidden = proj->n;
+    silu_work work = {e->b.ffn, hidden / 2};
+    mr_engine_gemm(e, e->b.ffn, hidden, e->b.f, d, tokens, proj);
+    mr_engine_bias(e, e->b.ffn, proj_bias, tokens, hidden);
+    if (e->retrieval) {
+        const mr_status status = mr_retrieval_progress(e->retrieval, err);
+        if (status != MR_OK) return status;
+    }
+    mr_engine_run(e, silu_rows, &work, tokens, 16ull * tokens * hidden);
+    mr_engine_gemm(e, y, d, e->b.ffn, hidden, tokens, out);
+    return MR_OK;
 }
 
 static mr_status feed_forward(mr_engine *e, uint32_t block, uint32_t tokens, mr_err *err) {
     const mr_config *c = e->config;
     const mr_block_weights *w = &e->weights.blocks[block];
-    if (c->moe) {
-        const mr_status status = mr_moe(e, block, tokens, err);
-        if (status != MR_OK) return status;
-    } else {
-        rows_work rows = {.e = e};
-        mr_engine_gemm(e, e->b.ffn, c->mlp_hidden, e->b.f, c->d_model, tokens, &w->ff_proj);
-        if (e->retrieval) {
-            const mr_status status = mr_retrieval_progress(e->retrieval, err);
-            if (status != MR_OK) return status;
-        }
-        mr_engine_run(e, silu_rows, &rows, tokens, 16ull * tokens * c->mlp_hidden);
-        mr_engine_gemm(e, e->b.out, c->d_model, e->b.ffn, c->mlp_hidden, tokens, &w->ff_out);
-    }
+    const mr_status status =
+        mr_config_is_moe(c, block)
+            ? mr_moe(e, block, tokens, err)
+            : mr_engine_swiglu(e, e->b.out, tokens, &w->ff_proj, w->ff_bias, &w->ff_out, err);
+    if (status != MR_OK) return status;
+    mr_engine_bias(e, e->b.out, w->ff_out_bias, tokens, c->d_model);
+    if (c->norm_after) norm_all(e, e->b.out, e->b.out, w->ff_norm, tokens);
     add_rows(e, e->b.out, tokens);
     return MR_OK;
 }
@@ -264,13 +294,20 @@ static mr_status run_block(mr_engine *e, const mr_step *step, uint32_t block, pe
     const mr_config *c = e->config;
     const mr_block_weights *w = &e->weights.blocks[block];
     const uint32_t tokens = step->token_count;
-    const uint32_t qkv = c->d_model + 2 * c->n_kv_heads * c->head_dim;
-    norm_all(e, e->b.h, e->b.x, w->attn_norm, tokens);
-    mr_engine_gemm(e, e->b.qkv, qkv, e->b.h, c->d_model, tokens, &w->att_proj);
+    const uint32_t qkv = c->query_width + 2 * c->n_kv_heads * c->head_dim;
+    const float *h = c->norm_after ? e->b.x : e->b.h;
+    if (!c->norm_after) norm_all(e, e->b.h, e->b.x, w->attn_norm, tokens);
+    mr_engine_gemm(e, e->b.qkv, qkv, h, c->d_model, tokens, &w->att_proj);
+    mr_engine_bias(e, e->b.qkv, w->att_bias, tokens, qkv);
     mr_attention(e, step, block);
-    mr_engine_gemm(e, e->b.out, c->d_model, e->b.attention, c->d_model, tokens, &w->attn_out);
+    mr_engine_gemm(e, e->b.out, c->d_model, e->b.attention, c->query_width, tokens, &w->attn_out);
+    mr_engine_bias(e, e->b.out, w->attn_out_bias, tokens, c->d_model);
+    if (c->norm_after) norm_all(e, e->b.out, e->b.out, w->attn_norm, tokens);
     add_rows(e, e->b.out, tokens);
-    norm_all(e, e->b.f, e->b.x, w->ff_norm, tokens);
+    if (c->norm_after)
+        memcpy(e->b.f, e->b.x, (size_t)tokens * c->d_model * sizeof(float));
+    else
+        norm_all(e, e->b.f, e->b.x, w->ff_norm, tokens);
     mr_status status = read_memory(e, p, block, tokens, err);
     if (status == MR_OK) status = feed_forward(e, block, tokens, err);
     if (status == MR_OK) status = add_memory(e, p, block, tokens, err);

@@ -34,21 +34,38 @@ static mr_status open_experts(mr_block_weights *b, const mr_model *model, uint32
         TRY(open_matrix(&x->up, model, MR_MATRIX_EXPERT_UP, block, e, err));
         TRY(open_matrix(&x->down, model, MR_MATRIX_EXPERT_DOWN, block, e, err));
     }
+    TRY(open_matrix(&b->shared_proj, model, MR_MATRIX_SHARED_PROJ, block, 0, err));
+    TRY(open_matrix(&b->shared_out, model, MR_MATRIX_SHARED_OUT, block, 0, err));
+    return open_matrix(&b->shared_gate, model, MR_MATRIX_SHARED_GATE, block, 0, err);
+}
+
+/* A norm without weights is one with ones. */
+static mr_status open_norm(float **out, const mr_model *model, mr_vector_role role, uint32_t index,
+                           mr_err *err) {
+    const uint32_t d = mr_model_config(model)->d_model;
+    TRY(mr_load_vector(out, model, role, index, err));
+    if (*out) return MR_OK;
+    *out = mr_alloc_array(d, sizeof(**out));
+    for (uint32_t i = 0; i < d; i++) (*out)[i] = 1;
     return MR_OK;
 }
 
 static mr_status open_block(mr_block_weights *b, const mr_model *model, uint32_t block,
                             mr_err *err) {
     const mr_config *c = mr_model_config(model);
-    TRY(mr_load_vector(&b->attn_norm, model, MR_VECTOR_ATTN_NORM, block, err));
-    TRY(mr_load_vector(&b->ff_norm, model, MR_VECTOR_FF_NORM, block, err));
+    TRY(open_norm(&b->attn_norm, model, MR_VECTOR_ATTN_NORM, block, err));
+    TRY(open_norm(&b->ff_norm, model, MR_VECTOR_FF_NORM, block, err));
     TRY(mr_load_vector(&b->q_norm, model, MR_VECTOR_Q_NORM, block, err));
     TRY(mr_load_vector(&b->k_norm, model, MR_VECTOR_K_NORM, block, err));
+    TRY(mr_load_vector(&b->att_bias, model, MR_VECTOR_ATT_BIAS, block, err));
+    TRY(mr_load_vector(&b->attn_out_bias, model, MR_VECTOR_ATTN_OUT_BIAS, block, err));
+    TRY(mr_load_vector(&b->ff_bias, model, MR_VECTOR_FF_BIAS, block, err));
+    TRY(mr_load_vector(&b->ff_out_bias, model, MR_VECTOR_FF_OUT_BIAS, block, err));
     TRY(open_matrix(&b->att_proj, model, MR_MATRIX_ATT_PROJ, block, 0, err));
     TRY(open_matrix(&b->attn_out, model, MR_MATRIX_ATTN_OUT, block, 0, err));
     TRY(open_matrix(&b->ff_proj, model, MR_MATRIX_FF_PROJ, block, 0, err));
     TRY(open_matrix(&b->ff_out, model, MR_MATRIX_FF_OUT, block, 0, err));
-    return c->moe ? open_experts(b, model, block, err) : MR_OK;
+    return mr_config_is_moe(c, block) ? open_experts(b, model, block, err) : MR_OK;
 }
 
 static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32_t layer,
@@ -69,7 +86,7 @@ static mr_status open_ends(mr_weights *out, const mr_model *model, mr_block_rang
         TRY(mr_tensor_rows_open(&out->embedding, model, rows, 0, rows->shape[0], err));
     if (range.first + range.count < mr_model_config(model)->n_layers) return MR_OK;
     TRY(open_matrix(&out->head, model, MR_MATRIX_HEAD, 0, 0, err));
-    return mr_load_vector(&out->final_norm, model, MR_VECTOR_FINAL_NORM, 0, err);
+    return open_norm(&out->final_norm, model, MR_VECTOR_FINAL_NORM, 0, err);
 }
 
 mr_status mr_weights_open(mr_weights *out, const mr_model *model, mr_block_range range,
@@ -99,11 +116,18 @@ static void close_block(mr_block_weights *b, uint32_t experts) {
     free(b->ff_norm);
     free(b->q_norm);
     free(b->k_norm);
+    free(b->att_bias);
+    free(b->attn_out_bias);
+    free(b->ff_bias);
+    free(b->ff_out_bias);
     mr_packed_free(&b->att_proj);
     mr_packed_free(&b->attn_out);
     mr_packed_free(&b->ff_proj);
     mr_packed_free(&b->ff_out);
     mr_packed_free(&b->router);
+    mr_packed_free(&b->shared_proj);
+    mr_packed_free(&b->shared_out);
+    mr_packed_free(&b->shared_gate);
     for (uint32_t e = 0; b->experts && e < experts; e++) {
         mr_packed_free(&b->experts[e].gate);
         mr_packed_free(&b->experts[e].up);
@@ -189,7 +213,8 @@ static uint32_t block_of(const mr_model *model, const mr_tensor *t, mr_tensor_ki
     uint32_t index;
     bool is_memory;
     *kind = mr_tensor_kind_of(&index, &is_memory, t->name);
-    if (is_table(model, t)) return UINT32_MAX;
+    if (is_table(model, t) || *kind == MR_TENSOR_UNUSED) return UINT32_MAX;
+    if (*kind == MR_TENSOR_HEAD && c->tied) return UINT32_MAX;
     if (is_memory)
         return index < c->memory_count ? mr_model_memory(model, index)->source : UINT32_MAX;
     if (index != UINT32_MAX) return index < c->n_layers ? index : UINT32_MAX;

@@ -22,12 +22,14 @@ typedef struct {
 } mr_expert;
 
 typedef struct {
-    float *attn_norm, *ff_norm;   /* [d] */
-    float *q_norm, *k_norm;       /* [head_dim] or NULL */
-    mr_packed att_proj, attn_out; /* [d + 2 kv][d], [d][d] */
+    float *attn_norm, *ff_norm;   /* [d]; ones where the norm has no weights */
+    float *q_norm, *k_norm;       /* [head_dim], or of all heads together; or NULL */
+    mr_packed att_proj, attn_out; /* [query_width + 2 kv][d], [d][query_width] */
     mr_packed ff_proj, ff_out;    /* [mlp_hidden][d], [d][mlp_hidden / 2]; empty where moe */
-    mr_packed router;             /* moe: [experts][d] */
-    mr_expert *experts;           /* moe: [experts] */
+    float *att_bias, *attn_out_bias, *ff_bias, *ff_out_bias; /* of the outputs, or NULL */
+    mr_packed router;                                        /* moe: [experts][d] */
+    mr_expert *experts;                                      /* moe: [experts] */
+    mr_packed shared_proj, shared_out, shared_gate; /* [2 shared_hidden][d], transposed; [1][d] */
 } mr_block_weights;
 
 /* One memory layer. */

@@ -5,9 +5,9 @@
  * name: better to say no than to answer with other numbers than the model's. */
 #include "common/model/config.h"
 
-#include "common/base/json.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
+#include "common/model/config_impl.h"
 
 #include <errno.h>
 #include <math.h>
@@ -121,32 +121,13 @@ static const struct {
     {"moe_dropless", "true", true, WITH_MOE},
 };
 
-static bool is_named(const char *name, const char *const *list, size_t count) {
-    for (size_t i = 0; i < count; i++)
-        if (strcmp(name, list[i]) == 0) return true;
-    return false;
-}
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 static bool is_known(const char *name) {
     for (size_t i = 0; i < COUNT(fixed_fields); i++)
         if (strcmp(name, fixed_fields[i].name) == 0) return true;
-    return is_named(name, without_effect, COUNT(without_effect)) ||
-           is_named(name, read_fields, COUNT(read_fields)) || name[0] == '_';
-}
-
-static mr_status check_unknown(const json_t *root, mr_err *err) {
-    const char *name;
-    json_t *value;
-    json_object_foreach((json_t *)(uintptr_t)root, name, value) {
-        if (is_known(name) || json_is_null(value) || json_is_false(value)) continue;
-        return mr_fail(
-            err, MR_ERR_UNSUPPORTED,
-            "field '%.100s' is not known here and might change the answers; remove it if "
-            "it does not",
-            name);
-    }
-    return MR_OK;
+    return mr_config_is_named(name, without_effect, COUNT(without_effect)) ||
+           mr_config_is_named(name, read_fields, COUNT(read_fields)) || name[0] == '_';
 }
 
 static mr_status check_fixed(const json_t *root, const mr_config *c, mr_err *err) {
@@ -174,14 +155,6 @@ static mr_status check_fixed(const json_t *root, const mr_config *c, mr_err *err
     return MR_OK;
 }
 
-static mr_status need_u32(uint32_t *out, const json_t *root, const char *key, uint32_t min,
-                          uint32_t max, mr_err *err) {
-    const json_t *value = json_object_get(root, key);
-    if (!value || json_is_null(value))
-        return mr_fail(err, MR_ERR_FORMAT, "field '%s' is missing", key);
-    return mr_json_u32(out, root, key, min, max, err);
-}
-
 #define TRY(call)                                                                                  \
     do {                                                                                           \
         const mr_status try_status = (call);                                                       \
@@ -190,13 +163,14 @@ static mr_status need_u32(uint32_t *out, const json_t *root, const char *key, ui
 
 static mr_status read_heads(mr_config *c, const json_t *root, mr_err *err) {
     bool multi_query = false;
-    TRY(need_u32(&c->d_model, root, "d_model", 1, MR_MAX_D_MODEL, err));
-    TRY(need_u32(&c->n_heads, root, "n_heads", 1, MR_MAX_HEADS, err));
-    TRY(need_u32(&c->n_layers, root, "n_layers", 1, MR_MAX_LAYERS, err));
+    TRY(mr_config_need_u32(&c->d_model, root, "d_model", 1, MR_MAX_D_MODEL, err));
+    TRY(mr_config_need_u32(&c->n_heads, root, "n_heads", 1, MR_MAX_HEADS, err));
+    TRY(mr_config_need_u32(&c->n_layers, root, "n_layers", 1, MR_MAX_LAYERS, err));
     if (c->d_model % c->n_heads != 0)
         return mr_fail(err, MR_ERR_FORMAT, "d_model %u is not a multiple of n_heads %u", c->d_model,
                        c->n_heads);
     c->head_dim = c->d_model / c->n_heads;
+    c->query_width = c->d_model;
     if (c->head_dim % 2 != 0)
         return mr_fail(err, MR_ERR_FORMAT,
                        "a head of %u dimensions cannot be rotated: rope needs an even number",
@@ -228,15 +202,18 @@ static mr_status read_sizes(mr_config *c, const json_t *root, mr_err *err) {
     if (c->mlp_hidden % 2 != 0)
         return mr_fail(err, MR_ERR_FORMAT, "mlp_hidden_size %u cannot be halved for swiglu",
                        c->mlp_hidden);
-    TRY(need_u32(&c->vocab_size, root, "vocab_size", 1, MR_MAX_VOCAB, err));
+    TRY(mr_config_need_u32(&c->vocab_size, root, "vocab_size", 1, MR_MAX_VOCAB, err));
     TRY(mr_json_u32(&embedding, root, "embedding_size", 0, MR_MAX_VOCAB, err));
     if (embedding != 0 && embedding < c->vocab_size)
         return mr_fail(err, MR_ERR_FORMAT, "embedding_size %u is smaller than vocab_size %u",
                        embedding, c->vocab_size);
     c->head_rows = embedding ? embedding : c->vocab_size;
-    TRY(need_u32(&c->context_tokens, root, "max_sequence_length", 1, MR_MAX_CONTEXT, err));
+    TRY(mr_config_need_u32(&c->context_tokens, root, "max_sequence_length", 1, MR_MAX_CONTEXT,
+                           err));
     c->eos_token = c->pad_token = -1;
     TRY(mr_json_int(&c->eos_token, root, "eos_token_id", -1, MR_MAX_VOCAB, err));
+    c->eos_tokens[0] = c->eos_token;
+    c->eos_count = c->eos_token >= 0;
     return mr_json_int(&c->pad_token, root, "pad_token_id", -1, MR_MAX_VOCAB, err);
 }
 
@@ -272,8 +249,8 @@ static mr_status read_block(mr_config *c, const json_t *root, mr_err *err) {
                        type);
     if (!c->moe) return MR_OK;
     int64_t norm = 0;
-    TRY(need_u32(&c->experts, root, "moe_num_experts", 1, MR_MAX_EXPERTS, err));
-    TRY(need_u32(&c->experts_per_token, root, "moe_top_k", 1, c->experts, err));
+    TRY(mr_config_need_u32(&c->experts, root, "moe_num_experts", 1, MR_MAX_EXPERTS, err));
+    TRY(mr_config_need_u32(&c->experts_per_token, root, "moe_top_k", 1, c->experts, err));
     c->expert_hidden = c->mlp_hidden / 2;
     const json_t *renormalize = json_object_get(root, "moe_normalize_expert_weights");
     if (!renormalize || json_is_null(renormalize)) return MR_OK;
@@ -385,14 +362,14 @@ static mr_status read_memory(mr_config *c, const json_t *root, mr_err *err) {
                        "need block_type 'sequential'",
                        way);
     TRY(read_memory_kind(c, root, err));
-    TRY(need_u32(&c->mem_knum, root, "mem_knum", 1, 65535, err));
-    TRY(need_u32(&c->mem_kdim, root, "mem_kdim", 1, 1 << 16, err));
-    TRY(need_u32(&c->mem_knn, root, "mem_knn", 1, MR_MAX_MEM_KNN, err));
-    TRY(need_u32(&c->mem_head, root, "mem_head", 1, MR_MAX_MEM_HEADS, err));
+    TRY(mr_config_need_u32(&c->mem_knum, root, "mem_knum", 1, 65535, err));
+    TRY(mr_config_need_u32(&c->mem_kdim, root, "mem_kdim", 1, 1 << 16, err));
+    TRY(mr_config_need_u32(&c->mem_knn, root, "mem_knn", 1, MR_MAX_MEM_KNN, err));
+    TRY(mr_config_need_u32(&c->mem_head, root, "mem_head", 1, MR_MAX_MEM_HEADS, err));
     if (c->memory == MR_MEMORY_PKM)
         c->mem_vdim = c->d_model;
     else
-        TRY(need_u32(&c->mem_vdim, root, "mem_vdim", 1, 1 << 16, err));
+        TRY(mr_config_need_u32(&c->mem_vdim, root, "mem_vdim", 1, 1 << 16, err));
     if (c->mem_head * c->mem_knn > MR_MAX_MEM_ENTRIES)
         return mr_fail(err, MR_ERR_RANGE, "mem_head * mem_knn is %u, at most %d entries a token",
                        c->mem_head * c->mem_knn, MR_MAX_MEM_ENTRIES);
@@ -430,9 +407,7 @@ static void warn_lost(const mr_config *c, const char *what) {
                 c->insertions[i].destination, c->n_layers);
 }
 
-static mr_status read_all(mr_config *c, const json_t *root, mr_err *err) {
-    if (!json_is_object(root))
-        return mr_fail(err, MR_ERR_FORMAT, "it holds %s, not an object", mr_json_type_name(root));
+static mr_status read_official(mr_config *c, const json_t *root, mr_err *err) {
     TRY(read_heads(c, root, err));
     TRY(read_sizes(c, root, err));
     TRY(read_norms(c, root, err));
@@ -440,7 +415,16 @@ static mr_status read_all(mr_config *c, const json_t *root, mr_err *err) {
     TRY(check_fixed(root, c, err));
     TRY(read_memory(c, root, err));
     TRY(mr_quant_config_parse(&c->quant, root, err));
-    return check_unknown(root, err);
+    return mr_config_check_unknown(root, is_known, err);
+}
+
+/* The official fields say whose it is; of the others model_type does. */
+static mr_status read_all(mr_config *c, const json_t *root, mr_err *err) {
+    if (!json_is_object(root))
+        return mr_fail(err, MR_ERR_FORMAT, "it holds %s, not an object", mr_json_type_name(root));
+    const bool official = json_object_get(root, "d_model") && json_object_get(root, "n_heads");
+    if (!official && json_object_get(root, "model_type")) return mr_config_read_hf(c, root, err);
+    return read_official(c, root, err);
 }
 
 mr_status mr_config_parse(mr_config *out, const char *json, size_t bytes, const char *what,
@@ -462,6 +446,8 @@ mr_status mr_config_parse(mr_config *out, const char *json, size_t bytes, const 
 void mr_config_free(mr_config *config) {
     free(config->insertions);
     mr_quant_config_free(&config->quant);
+    free(config->windows);
+    free(config->dense_blocks);
     *config = (mr_config){0};
 }
 

@@ -1,7 +1,7 @@
 /* geometry.c - which tensors a model must have, of which shapes; source: the official class
  * definitions as described in docs/MODELS.md. What a checkpoint decides by itself (R, M, E) is read
  * from its shapes. */
-#include "common/model/geometry.h"
+#include "common/model/geometry_impl.h"
 
 #include "common/base/mem.h"
 #include "common/model/rows.h"
@@ -10,15 +10,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-#define TRY(call)                                                                                  \
-    do {                                                                                           \
-        const mr_status try_status = (call);                                                       \
-        if (try_status != MR_OK) return try_status;                                                \
-    } while (0)
-
-/* What a tensor may be: floats; indices; a matrix in any row format. */
-enum { FLOATS, INDEX, MATRIX };
 
 static void shape_text(char *out, size_t room, uint32_t dims, const uint64_t *shape) {
     size_t used = (size_t)snprintf(out, room, "[");
@@ -55,9 +46,8 @@ static mr_status check_type(const mr_tensor *t, int kind, mr_err *err) {
                    t->name, mr_dtype_name(t->dtype));
 }
 
-/* The tensor must be there with exactly this shape. */
-static mr_status need(mr_geometry *g, const mr_tensor **out, int kind, const char *name,
-                      uint32_t dims, const uint64_t *shape, mr_err *err) {
+mr_status mr_geometry_need(mr_geometry *g, const mr_tensor **out, int kind, const char *name,
+                           uint32_t dims, const uint64_t *shape, mr_err *err) {
     const mr_tensor *t;
     TRY(find(g, &t, name, err));
     TRY(check_type(t, kind, err));
@@ -80,15 +70,15 @@ static mr_status need(mr_geometry *g, const mr_tensor **out, int kind, const cha
     return MR_OK;
 }
 
-#define SHAPE(...)                                                                                 \
-    (sizeof((uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t)), (const uint64_t[]) {                   \
-        __VA_ARGS__                                                                                \
-    }
+static mr_status need(mr_geometry *g, const mr_tensor **out, int kind, const char *name,
+                      uint32_t dims, const uint64_t *shape, mr_err *err) {
+    return mr_geometry_need(g, out, kind, name, dims, shape, err);
+}
 
 __attribute__((format(printf, 2, 3))) static const char *named(char *out, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    vsnprintf(out, 128, format, args);
+    vsnprintf(out, MR_GEOMETRY_NAME_BYTES, format, args);
     va_end(args);
     return out;
 }
@@ -96,7 +86,7 @@ __attribute__((format(printf, 2, 3))) static const char *named(char *out, const 
 static mr_status check_block(mr_geometry *g, uint32_t block, mr_err *err) {
     const mr_config *c = g->config;
     const uint64_t d = c->d_model, kv = (uint64_t)c->n_kv_heads * c->head_dim;
-    char name[128];
+    char name[MR_GEOMETRY_NAME_BYTES];
 #define BLOCK(suffix) named(name, "transformer.blocks.%u." suffix, block)
     TRY(need(g, NULL, FLOATS, BLOCK("attn_norm.weight"), SHAPE(d), err));
     TRY(need(g, NULL, FLOATS, BLOCK("ff_norm.weight"), SHAPE(d), err));
@@ -170,7 +160,7 @@ static mr_status check_pkm(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     mr_memory_layer *l = &g->layers[i];
     const uint64_t n = c->mem_knum, d = c->d_model, h = c->mem_head, kdim = c->mem_kdim;
-    char name[128];
+    char name[MR_GEOMETRY_NAME_BYTES];
     TRY(check_selection(l, i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(2 * h * n, kdim), err));
     TRY(need(g, NULL, MATRIX, MEM("query_proj.query_mlps.0.weight"), SHAPE(h * 2 * kdim, d), err));
@@ -184,7 +174,7 @@ static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     const uint64_t n = c->mem_knum, d = c->d_model, h = c->mem_head, kdim = c->mem_kdim;
     const uint64_t v = c->mem_vdim;
-    char name[128];
+    char name[MR_GEOMETRY_NAME_BYTES];
     TRY(check_selection(&g->layers[i], i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(h, 2, n, kdim), err));
     TRY(need(g, NULL, MATRIX, MEM("query_proj.weight"), SHAPE(h * 2 * kdim, d), err));
@@ -203,7 +193,7 @@ static mr_status check_tucker(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     mr_memory_layer *l = &g->layers[i];
     const mr_tensor *keys;
-    char name[128];
+    char name[MR_GEOMETRY_NAME_BYTES];
     const uint64_t h = c->mem_head;
     TRY(find(g, &keys, MEM("keys"), err));
     if (keys->dims != 5 || keys->shape[4] < 1 || keys->shape[4] > MR_MAX_TUCKER_RANK)
@@ -246,7 +236,7 @@ static mr_status check_v1(mr_geometry *g, uint32_t i, mr_err *err) {
     mr_memory_layer *l = &g->layers[i];
     const mr_tensor *projection;
     const uint64_t d = c->d_model, v = c->mem_vdim;
-    char name[128];
+    char name[MR_GEOMETRY_NAME_BYTES];
     TRY(find(g, &projection, MEM("values_proj.weight"), err)); /* E = columns / vdim */
     const bool codes = projection->dtype == MR_DTYPE_U8;
     const uint64_t columns = projection->dims == 2 ? projection->shape[1] : 0;
@@ -277,7 +267,7 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
     const uint64_t d = c->d_model, v = c->mem_vdim, pre = c->mem_pre_vdim;
     const uint64_t own = (uint64_t)c->mem_knum * c->mem_knum;
     const uint64_t rows = own * c->memory_count; /* A: the ring all layers share */
-    char name[128];
+    char name[MR_GEOMETRY_NAME_BYTES];
     const uint32_t side = (uint32_t)sqrt((double)rows * c->mem_share_ratio); /* knum', floor */
     const uint32_t kx = c->mem_key_expand;
     if (side == 0)
@@ -338,6 +328,7 @@ static mr_status check_memory(mr_geometry *g, uint32_t i, mr_err *err) {
 
 mr_status mr_geometry_check(mr_geometry *g, mr_err *err) {
     const mr_config *c = g->config;
+    if (c->family != MR_FAMILY_OFFICIAL) return mr_geometry_check_hf(g, err);
     TRY(need(g, NULL, MATRIX, "transformer.wte.weight", SHAPE(c->head_rows, c->d_model), err));
     TRY(need(g, NULL, FLOATS, "transformer.ln_f.weight", SHAPE(c->d_model), err));
     if (!c->tied)

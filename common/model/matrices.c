@@ -95,6 +95,60 @@ static void official_matrix(const naming *w, mr_matrix_role role) {
     assert(!"the official code has no such matrix");
 }
 
+#define LAYER "model.layers.%u."
+
+/* Mixtral calls gate, up and down w1, w3 and w2. */
+static void hf_expert(const naming *w, const char *plain, const char *mixtral) {
+    if (w->config->family == MR_FAMILY_MIXTRAL)
+        whole(w, LAYER "block_sparse_moe.experts.%u.%s.weight", w->index, w->expert, mixtral);
+    else
+        whole(w, LAYER "mlp.experts.%u.%s.weight", w->index, w->expert, plain);
+}
+
+static void hf_matrix(const naming *w, mr_matrix_role role) {
+    const uint32_t i = w->index;
+    switch (role) {
+    case MR_MATRIX_ATT_PROJ:
+        whole(w, LAYER "self_attn.q_proj.weight", i);
+        whole(w, LAYER "self_attn.k_proj.weight", i);
+        return whole(w, LAYER "self_attn.v_proj.weight", i);
+    case MR_MATRIX_ATTN_OUT:
+        return whole(w, LAYER "self_attn.o_proj.weight", i);
+    case MR_MATRIX_FF_PROJ:
+        whole(w, LAYER "mlp.up_proj.weight", i);
+        return whole(w, LAYER "mlp.gate_proj.weight", i);
+    case MR_MATRIX_FF_OUT:
+        return whole(w, LAYER "mlp.down_proj.weight", i);
+    case MR_MATRIX_ROUTER:
+        if (w->config->family == MR_FAMILY_MIXTRAL)
+            return whole(w, LAYER "block_sparse_moe.gate.weight", i);
+        return whole(w, LAYER "mlp.gate.weight", i);
+    case MR_MATRIX_EXPERT_GATE:
+        return hf_expert(w, "gate_proj", "w1");
+    case MR_MATRIX_EXPERT_UP:
+        return hf_expert(w, "up_proj", "w3");
+    case MR_MATRIX_EXPERT_DOWN:
+        return hf_expert(w, "down_proj", "w2");
+    case MR_MATRIX_SHARED_PROJ:
+        whole(w, LAYER "mlp.shared_expert.up_proj.weight", i);
+        return whole(w, LAYER "mlp.shared_expert.gate_proj.weight", i);
+    case MR_MATRIX_SHARED_OUT:
+        return whole(w, LAYER "mlp.shared_expert.down_proj.weight", i);
+    case MR_MATRIX_SHARED_GATE:
+        return whole(w, LAYER "mlp.shared_expert_gate.weight", i);
+    case MR_MATRIX_HEAD:
+        if (w->config->tied) return whole(w, "model.embed_tokens.weight");
+        return whole(w, "lm_head.weight");
+    case MR_MATRIX_QUERY_PROJ:
+    case MR_MATRIX_PRE_PROJ:
+    case MR_MATRIX_VALUE_PROJ:
+    case MR_MATRIX_SILU_PROJ:
+    case MR_MATRIX_NONE:
+        break;
+    }
+    assert(!"these families have no such matrix");
+}
+
 static const char *const role_names[] = {
     [MR_MATRIX_ATT_PROJ] = "att_proj",
     [MR_MATRIX_ATTN_OUT] = "attn_out",
@@ -143,7 +197,10 @@ void mr_matrix_of(mr_matrix *out, const mr_model *model, mr_matrix_id id) {
     assert(mr_matrix_exists(model, id));
     *out = (mr_matrix){.id = id};
     name_matrix(out);
-    official_matrix(&w, id.role);
+    if (w.config->family == MR_FAMILY_OFFICIAL)
+        official_matrix(&w, id.role);
+    else
+        hf_matrix(&w, id.role);
 }
 
 bool mr_matrix_exists(const mr_model *model, mr_matrix_id id) {
@@ -161,9 +218,9 @@ bool mr_matrix_exists(const mr_model *model, mr_matrix_id id) {
     }
     if (id.index >= c->n_layers) return false;
     if (role == MR_MATRIX_ATT_PROJ || role == MR_MATRIX_ATTN_OUT) return true;
-    if (role == MR_MATRIX_FF_PROJ || role == MR_MATRIX_FF_OUT) return !c->moe;
-    if (role >= MR_MATRIX_SHARED_PROJ) return false;
-    return c->moe;
+    const bool moe = mr_config_is_moe(c, id.index);
+    if (role == MR_MATRIX_FF_PROJ || role == MR_MATRIX_FF_OUT) return !moe;
+    return moe && (role < MR_MATRIX_SHARED_PROJ || c->shared_hidden > 0);
 }
 
 /* What follows in the order of matrices.h, there or not; false at the end. */
@@ -196,39 +253,95 @@ bool mr_matrix_next(const mr_model *model, mr_matrix_id *id) {
 
 /* --- vectors ---------------------------------------------------------------------------------- */
 
-static bool vector_exists(const mr_config *c, mr_vector_role role) {
-    if (role == MR_VECTOR_Q_NORM || role == MR_VECTOR_K_NORM) return c->qk_norm;
-    if (role == MR_VECTOR_QUERY_BIAS) return c->mem_query_bias;
-    if (role == MR_VECTOR_QUERY_NORM) return c->memory != MR_MEMORY_PKM;
-    return role == MR_VECTOR_ATTN_NORM || role == MR_VECTOR_FF_NORM || role == MR_VECTOR_FINAL_NORM;
+static bool vector_exists(const mr_config *c, mr_vector_role role, uint32_t index) {
+    switch (role) {
+    case MR_VECTOR_ATTN_NORM:
+    case MR_VECTOR_FF_NORM:
+    case MR_VECTOR_FINAL_NORM:
+        return c->norm != MR_NORM_PLAIN;
+    case MR_VECTOR_Q_NORM:
+    case MR_VECTOR_K_NORM:
+        return c->qk_norm;
+    case MR_VECTOR_ATT_BIAS:
+        return c->qkv_bias;
+    case MR_VECTOR_ATTN_OUT_BIAS:
+        return c->attn_out_bias;
+    case MR_VECTOR_FF_BIAS:
+    case MR_VECTOR_FF_OUT_BIAS:
+        return c->mlp_bias && !mr_config_is_moe(c, index);
+    case MR_VECTOR_QUERY_BIAS:
+        return c->mem_query_bias;
+    case MR_VECTOR_QUERY_NORM:
+        return c->memory != MR_MEMORY_PKM;
+    }
+    return false;
+}
+
+/* The names of a role's tensors in a block or memory layer, or of the whole model. */
+typedef struct {
+    const char *parts[MR_VECTOR_PARTS_MAX];
+} vector_names;
+
+static vector_names official_vector(mr_vector_role role) {
+    static const vector_names names[] = {
+        [MR_VECTOR_ATTN_NORM] = {{"attn_norm.weight"}},
+        [MR_VECTOR_FF_NORM] = {{"ff_norm.weight"}},
+        [MR_VECTOR_Q_NORM] = {{"q_norm.weight"}},
+        [MR_VECTOR_K_NORM] = {{"k_norm.weight"}},
+        [MR_VECTOR_QUERY_BIAS] = {{"query_proj.query_mlps.0.bias"}},
+        [MR_VECTOR_QUERY_NORM] = {{"query_norm.weight"}},
+        [MR_VECTOR_FINAL_NORM] = {{"transformer.ln_f.weight"}},
+    };
+    return names[role];
+}
+
+static vector_names hf_vector(const mr_config *c, mr_vector_role role) {
+    static const vector_names names[] = {
+        [MR_VECTOR_ATTN_NORM] = {{"input_layernorm.weight"}},
+        [MR_VECTOR_FF_NORM] = {{"post_attention_layernorm.weight"}},
+        [MR_VECTOR_Q_NORM] = {{"self_attn.q_norm.weight"}},
+        [MR_VECTOR_K_NORM] = {{"self_attn.k_norm.weight"}},
+        [MR_VECTOR_ATT_BIAS] = {{"self_attn.q_proj.bias", "self_attn.k_proj.bias",
+                                 "self_attn.v_proj.bias"}},
+        [MR_VECTOR_ATTN_OUT_BIAS] = {{"self_attn.o_proj.bias"}},
+        [MR_VECTOR_FF_BIAS] = {{"mlp.up_proj.bias", "mlp.gate_proj.bias"}},
+        [MR_VECTOR_FF_OUT_BIAS] = {{"mlp.down_proj.bias"}},
+        [MR_VECTOR_FINAL_NORM] = {{"model.norm.weight"}},
+    };
+    if (c->norm_after && role == MR_VECTOR_ATTN_NORM)
+        return (vector_names){{"post_attention_layernorm.weight"}};
+    if (c->norm_after && role == MR_VECTOR_FF_NORM)
+        return (vector_names){{"post_feedforward_layernorm.weight"}};
+    return names[role];
 }
 
 uint32_t mr_vector_of(const mr_tensor *parts[MR_VECTOR_PARTS_MAX], const mr_model *model,
                       mr_vector_role role, uint32_t index) {
-    static const char *const names[] = {
-        [MR_VECTOR_ATTN_NORM] = "attn_norm.weight",
-        [MR_VECTOR_FF_NORM] = "ff_norm.weight",
-        [MR_VECTOR_Q_NORM] = "q_norm.weight",
-        [MR_VECTOR_K_NORM] = "k_norm.weight",
-        [MR_VECTOR_QUERY_BIAS] = "query_proj.query_mlps.0.bias",
-        [MR_VECTOR_QUERY_NORM] = "query_norm.weight",
-        [MR_VECTOR_FINAL_NORM] = "ln_f.weight",
-    };
-    char name[160];
-    if (!vector_exists(mr_model_config(model), role)) return 0;
-    if (role == MR_VECTOR_FINAL_NORM)
-        snprintf(name, sizeof(name), "transformer.%s", names[role]);
-    else if (role == MR_VECTOR_QUERY_BIAS || role == MR_VECTOR_QUERY_NORM)
-        snprintf(name, sizeof(name), MEM "%s", index, names[role]);
-    else
-        snprintf(name, sizeof(name), BLOCK "%s", index, names[role]);
-    parts[0] = mr_model_find(model, name);
-    assert(parts[0]);
-    return 1;
+    const mr_config *c = mr_model_config(model);
+    const bool official = c->family == MR_FAMILY_OFFICIAL;
+    uint32_t count = 0;
+    if (!vector_exists(c, role, index)) return 0;
+    const vector_names names = official ? official_vector(role) : hf_vector(c, role);
+    for (; count < MR_VECTOR_PARTS_MAX && names.parts[count]; count++) {
+        const char *part = names.parts[count];
+        char name[160];
+        if (role == MR_VECTOR_FINAL_NORM)
+            snprintf(name, sizeof(name), "%s", part);
+        else if (role == MR_VECTOR_QUERY_BIAS || role == MR_VECTOR_QUERY_NORM)
+            snprintf(name, sizeof(name), MEM "%s", index, part);
+        else if (official)
+            snprintf(name, sizeof(name), BLOCK "%s", index, part);
+        else
+            snprintf(name, sizeof(name), LAYER "%s", index, part);
+        parts[count] = mr_model_find(model, name);
+        assert(parts[count]);
+    }
+    return count;
 }
 
 const mr_tensor *mr_model_embedding(const mr_model *model) {
-    return mr_model_find(model, "transformer.wte.weight");
+    const bool official = mr_model_config(model)->family == MR_FAMILY_OFFICIAL;
+    return mr_model_find(model, official ? "transformer.wte.weight" : "model.embed_tokens.weight");
 }
 
 /* --- kinds of tensors ------------------------------------------------------------------------- */
@@ -242,9 +355,16 @@ mr_tensor_kind mr_tensor_kind_of(uint32_t *index, bool *is_memory, const char *n
     unsigned at;
     *index = UINT32_MAX;
     *is_memory = sscanf(name, "transformer.mem_blocks.%u.", &at) == 1;
-    if (*is_memory || sscanf(name, "transformer.blocks.%u.", &at) == 1) *index = at;
+    if (*is_memory || sscanf(name, "transformer.blocks.%u.", &at) == 1 ||
+        sscanf(name, "model.layers.%u.", &at) == 1)
+        *index = at;
     if (ends_with(name, "shuffle_index")) return MR_TENSOR_SHUFFLE;
     if (*is_memory && ends_with(name, ".keys")) return MR_TENSOR_KEYS;
     if (strstr(name, ".experts.")) return MR_TENSOR_EXPERT;
-    return strcmp(name, "transformer.wte.weight") == 0 ? MR_TENSOR_EMBEDDING : MR_TENSOR_DENSE;
+    if (ends_with(name, ".rotary_emb.inv_freq")) return MR_TENSOR_UNUSED;
+    if (strcmp(name, "lm_head.weight") == 0) return MR_TENSOR_HEAD;
+    return strcmp(name, "transformer.wte.weight") == 0 ||
+                   strcmp(name, "model.embed_tokens.weight") == 0
+               ? MR_TENSOR_EMBEDDING
+               : MR_TENSOR_DENSE;
 }

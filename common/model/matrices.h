@@ -91,9 +91,11 @@ const mr_tensor *mr_model_embedding(const mr_model *model);
 typedef enum {
     MR_TENSOR_DENSE,
     MR_TENSOR_EMBEDDING,
+    MR_TENSOR_HEAD, /* lm_head.weight: without effect where the head is tied */
     MR_TENSOR_EXPERT,
-    MR_TENSOR_KEYS,   /* product keys */
-    MR_TENSOR_SHUFFLE /* shuffle_index */
+    MR_TENSOR_KEYS,    /* product keys */
+    MR_TENSOR_SHUFFLE, /* shuffle_index */
+    MR_TENSOR_UNUSED   /* in the file, without effect */
 } mr_tensor_kind;
 /* index: the block (of a memory layer's tensor: the layer, and *is_memory); UINT32_MAX for those of
  * the whole model. Tables are dense to it: ask the model for them. */

@@ -1,0 +1,27 @@
+/* geometry_impl.h - what the lists of tensors are checked with. Internal to geometry*.c. */
+#ifndef MR_MODEL_GEOMETRY_IMPL_H
+#define MR_MODEL_GEOMETRY_IMPL_H
+#include "common/model/geometry.h"
+
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        const mr_status try_status = (call);                                                       \
+        if (try_status != MR_OK) return try_status;                                                \
+    } while (0)
+
+/* What a tensor may be: floats; indices; a matrix in any row format. */
+enum { FLOATS, INDEX, MATRIX };
+enum { MR_GEOMETRY_NAME_BYTES = 128 };
+
+#define SHAPE(...)                                                                                 \
+    (sizeof((uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t)), (const uint64_t[]) {                   \
+        __VA_ARGS__                                                                                \
+    }
+
+/* The tensor must be there with exactly this shape. */
+mr_status mr_geometry_need(mr_geometry *g, const mr_tensor **out, int kind, const char *name,
+                           uint32_t dims, const uint64_t *shape, mr_err *err);
+/* geometry_hf.c: the Hugging Face families. */
+mr_status mr_geometry_check_hf(mr_geometry *g, mr_err *err);
+
+#endif
