@@ -79,12 +79,36 @@ static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32
     return open_matrix(&m->pre_proj, model, MR_MATRIX_PRE_PROJ, layer, 0, err);
 }
 
+/* A tied head that is stored all the same must be the embedding: versions of the transformers
+ * package disagree on which of the two counts. */
+static mr_status check_spare_head(const mr_model *model, mr_err *err) {
+    const mr_tensor *rows = mr_model_embedding(model), *head = mr_model_spare_head(model);
+    mr_mapping a, b;
+    bool same = head && head->dtype == rows->dtype && head->bytes == rows->bytes;
+    if (!head) return MR_OK;
+    if (same) {
+        TRY(mr_tensor_map(&a, model, rows, 0, rows->bytes, err));
+        const mr_status status = mr_tensor_map(&b, model, head, 0, head->bytes, err);
+        if (status == MR_OK) {
+            same = memcmp(a.data, b.data, (size_t)rows->bytes) == 0;
+            mr_mapping_close(&b);
+        }
+        mr_mapping_close(&a);
+        if (status != MR_OK) return status;
+    }
+    if (same) return MR_OK;
+    return mr_fail(err, MR_ERR_UNSUPPORTED,
+                   "tensor %s is not %s, to which config.json says it is tied", head->name,
+                   rows->name);
+}
+
 static mr_status open_ends(mr_weights *out, const mr_model *model, mr_block_range range,
                            mr_err *err) {
     const mr_tensor *rows = mr_model_embedding(model);
     if (range.first == 0)
         TRY(mr_tensor_rows_open(&out->embedding, model, rows, 0, rows->shape[0], err));
     if (range.first + range.count < mr_model_config(model)->n_layers) return MR_OK;
+    TRY(check_spare_head(model, err));
     TRY(open_matrix(&out->head, model, MR_MATRIX_HEAD, 0, 0, err));
     return open_norm(&out->final_norm, model, MR_VECTOR_FINAL_NORM, 0, err);
 }

@@ -344,6 +344,10 @@ const mr_tensor *mr_model_embedding(const mr_model *model) {
     return mr_model_find(model, official ? "transformer.wte.weight" : "model.embed_tokens.weight");
 }
 
+const mr_tensor *mr_model_spare_head(const mr_model *model) {
+    return mr_model_config(model)->tied ? mr_model_find(model, "lm_head.weight") : NULL;
+}
+
 /* --- kinds of tensors ------------------------------------------------------------------------- */
 
 static bool ends_with(const char *text, const char *end) {

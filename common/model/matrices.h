@@ -87,6 +87,9 @@ uint32_t mr_vector_of(const mr_tensor *parts[MR_VECTOR_PARTS_MAX], const mr_mode
 /* transformer.wte.weight, or what stands for it: [head_rows][d_model]. */
 const mr_tensor *mr_model_embedding(const mr_model *model);
 
+/* A head that is in the files although it is tied to the embedding, or NULL. */
+const mr_tensor *mr_model_spare_head(const mr_model *model);
+
 /* What a tensor of a checked model is, by its name. */
 typedef enum {
     MR_TENSOR_DENSE,

@@ -70,6 +70,10 @@ def config_seeds():
     }
     for name, fields in cases.items():
         put("config", name, json.dumps({**base, **fields}, separators=(",", ":")).encode())
+    for name in ["llama_3", "llama_3_old", "llama_linear", "mistral_window", "mixtral", "olmo", "olmoe", "qwen2_types",
+                 "qwen2_moe", "qwen3_moe"]:
+        with open(os.path.join(HERE, "..", "golden", f"hf_{name}", "config.json"), encoding="utf-8") as f:
+            put("config", f"hf_{name}", json.dumps(json.load(f), separators=(",", ":")).encode())
     put("config", "deep", b"[" * 100)
     put("config", "cut", b'{"d_model": 64, "n_he')
     put("config", "bytes", b'{"d_model": "\xff\xfe"}')

@@ -456,6 +456,88 @@ refused("config_v2_share_above_one", "v2_glu_kx2_e4", ["mem_share_ratio"], mem_s
 refused("config_v2_query_layout", "v2_glu_kx2_e4", ["mem_head"], mem_q_for_each_tucker_rank=False)
 
 
+# --- Hugging Face configurations ---------------------------------------------------------------------
+
+ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+for name, base, words, changes in [
+        ("type", "hf_llama", ["model_type", "gpt2"], {"model_type": "gpt2"}),
+        ("type_number", "hf_llama", ["model_type"], {"model_type": 7}),
+        ("architecture", "hf_llama", ["LlamaForSequenceClassification"],
+         {"architectures": ["LlamaForSequenceClassification"]}),
+        ("architectures_text", "hf_llama", ["architectures"], {"architectures": "LlamaForCausalLM"}),
+        ("activation", "hf_llama", ["hidden_act", "gelu"], {"hidden_act": "gelu"}),
+        ("yarn", "hf_llama_3_old", ["rope_scaling", "yarn"], {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+        ("dynamic", "hf_llama_3_old", ["rope_scaling", "dynamic"], {"rope_scaling": {"type": "dynamic", "factor": 4}}),
+        ("rope_key", "hf_llama_3", ["beta_fast"], {"rope_parameters": dict(ROPE, beta_fast=32)}),
+        ("rope_nested", "hf_llama_3", ["full_attention"], {"rope_parameters": {"full_attention": ROPE}}),
+        ("rope_factor", "hf_llama_3", ["rope_parameters", "factor"], {"rope_parameters": dict(ROPE, factor=None)}),
+        ("rope_factor_0", "hf_llama_3", ["factor"], {"rope_parameters": dict(ROPE, factor=0)}),
+        ("rope_bands", "hf_llama_3", ["high_freq_factor"], {"rope_parameters": dict(ROPE, high_freq_factor=1.0)}),
+        ("rope_list", "hf_llama_3", ["rope_parameters"], {"rope_parameters": [1]}),
+        ("rope_twice", "hf_llama_3", ["rope_scaling", "rope_parameters"], {"rope_scaling": ROPE}),
+        ("partial", "hf_llama", ["partial_rotary_factor"], {"partial_rotary_factor": 0.5}),
+        ("gptq", "hf_llama", ["quantization_config", "gptq"], {"quantization_config": {"quant_method": "gptq"}}),
+        ("unknown", "hf_llama", ["attention_multiplier"], {"attention_multiplier": 2.0}),
+        ("of_others", "hf_llama", ["clip_qkv", "llama"], {"clip_qkv": 8.0}),
+        ("window_of_others", "hf_llama", ["sliding_window"], {"sliding_window": 8}),
+        ("heads", "hf_llama", ["num_key_value_heads"], {"num_key_value_heads": 3}),
+        ("heads_many", "hf_llama", ["num_attention_heads"], {"num_attention_heads": 1 << 40}),
+        ("head_dim_odd", "hf_qwen3", ["even"], {"head_dim": 15}),
+        ("head_dim_huge", "hf_qwen3", ["131072"], {"head_dim": 131072}),
+        ("head_dim_other", "hf_qwen3", ["q_proj", "shape"], {"head_dim": 8}),
+        ("olmoe_width", "hf_olmoe", ["hidden_size"], {"head_dim": 12}),
+        ("eos_text", "hf_llama_3", ["eos_token_id"], {"eos_token_id": [2, "x"]}),
+        ("eos_many", "hf_llama_3", ["eos_token_id"], {"eos_token_id": list(range(40))}),
+        ("window_0", "hf_mistral_window", ["sliding_window"], {"sliding_window": 0}),
+        ("window_text", "hf_mistral_window", ["sliding_window"], {"sliding_window": "7"}),
+        ("layer_types_few", "hf_qwen2_types", ["layer_types"], {"layer_types": ["full_attention"]}),
+        ("layer_types_other", "hf_qwen2_types", ["linear_attention"], {"layer_types": ["linear_attention"] * 3}),
+        ("layer_types_unused", "hf_qwen2_types", ["use_sliding_window"], {"use_sliding_window": False}),
+        ("window_disputed", "hf_qwen2_moe", ["layer_types"],
+         {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}),
+        ("experts_0", "hf_mixtral", ["num_local_experts"], {"num_local_experts": 0}),
+        ("experts_few", "hf_mixtral", ["num_experts_per_tok"], {"num_experts_per_tok": 9}),
+        ("experts_more", "hf_mixtral", ["gate.weight", "shape"], {"num_local_experts": 5}),
+        ("experts_nowhere", "hf_qwen2_moe", ["experts", "decoder_sparse_step"], {"decoder_sparse_step": 9}),
+        ("mlp_only_text", "hf_qwen2_moe", ["mlp_only_layers"], {"mlp_only_layers": ["1"]}),
+        ("mlp_only_other", "hf_qwen2_moe", ["missing"], {"mlp_only_layers": [2]}),
+        ("shared_other", "hf_qwen2_moe", ["shared_expert", "shape"], {"shared_expert_intermediate_size": 41}),
+        ("bias_missing", "hf_llama", ["q_proj.bias", "missing"], {"attention_bias": True}),
+        ("bias_left", "hf_llama_linear", ["bias", "no place"], {"mlp_bias": False}),
+        ("untied", "hf_qwen3", ["lm_head.weight", "missing"], {"tie_word_embeddings": False}),
+        ("layers", "hf_llama", ["no place"], {"num_hidden_layers": 2}),
+        ("eps", "hf_llama", ["rms_norm_eps"], {"rms_norm_eps": -1}),
+        ("olmo_eps", "hf_olmo", ["rms_norm_eps"], {"rms_norm_eps": 1e-5})]:
+    refused(f"hf_config_{name}", base, words, **changes)
+
+
+@case("hf_llama", ["k_proj.weight", "shape [8, 64]", "expected [16, 32]"])
+def hf_tensor_shape(d):
+    h, data = load(d)
+    h["model.layers.1.self_attn.k_proj.weight"]["shape"] = [8, 64]
+    store(d, h, data)
+
+
+@case("hf_llama", ["lm_head.weight", "tied"])
+def hf_tied_and_other(d):
+    config(d, tie_word_embeddings=True)
+
+
+@case("hf_mixtral", ["experts.3.w2.weight", "missing"])
+def hf_expert_missing(d):
+    h, data = load(d)
+    h["model.layers.0.block_sparse_moe.experts.4.w2.weight"] = h.pop(
+        "model.layers.0.block_sparse_moe.experts.3.w2.weight")
+    store(d, h, data)
+
+
+@case("hf_qwen2_window", ["q_proj.bias", "nan"])
+def hf_bias_nan(d):
+    h, data = load(d)
+    floats(h, data, "model.layers.2.self_attn.q_proj.bias", [float("nan")], at=3)
+    store(d, h, data)
+
+
 # --- input ------------------------------------------------------------------------------------------
 
 def write_ids(path, values, dtype="I64", shape=None):
@@ -508,11 +590,11 @@ def judge(code, text, wrote, words):
 
 def main():
     build = sys.argv[1]
-    good = os.path.join(GOLDEN, "dense", "expected.safetensors")
     passed = failed = 0
     for name, base, words, spoil in TESTS + [(n, "dense", w, s) for n, w, s in INPUTS]:
         with tempfile.TemporaryDirectory() as folder:
-            model, input_path = os.path.join(folder, "model"), good
+            model = os.path.join(folder, "model")
+            input_path = os.path.join(GOLDEN, base if base.startswith("hf_") else "dense", "expected.safetensors")
             shutil.copytree(os.path.join(GOLDEN, base), model, ignore=shutil.ignore_patterns("memrack-*"))
             if name.startswith("ids_"):
                 input_path = os.path.join(folder, "in.safetensors")
