@@ -187,7 +187,8 @@ static void open_core(sim_coordinator *c) {
                                      .step_timeout_ms = 4000,
                                      .lost = sim_cluster.lost,
                                      .lost_wait_ms = 3000,
-                                     .forwarder = &forwarder};
+                                     .forwarder = &forwarder,
+                                     .draft = {.tokens_max = sim_cluster.speculate}};
     if (mr_core_open(&c->core, &options, &err) != MR_OK) sim_fail("%s", err.text);
     sim_forwarder_set_core(c->forwarder, c->core);
 }
@@ -226,6 +227,8 @@ void sim_coordinator_run(sim_node *node) {
     serve(c);
     sim_client_leave(c->client);
     sim_forwarder_stop(c->forwarder);
+    sim_cluster.drafted += mr_core_metrics(c->core)->drafted_tokens;
+    sim_cluster.accepted += mr_core_metrics(c->core)->accepted_tokens;
     mr_core_close(c->core);
     sim_forwarder_close(c->forwarder);
     mr_controller_close(c->controller);

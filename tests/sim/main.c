@@ -19,7 +19,7 @@ typedef struct {
     uint64_t at[JOBS_MAX]; /* the seed under way */
     uint32_t done[JOBS_MAX], twice[JOBS_MAX], requests[JOBS_MAX], exact[JOBS_MAX], failed[JOBS_MAX],
         lost[JOBS_MAX], degraded[JOBS_MAX], faults[JOBS_MAX], switches[JOBS_MAX], loads[JOBS_MAX],
-        unloads[JOBS_MAX];
+        unloads[JOBS_MAX], drafted[JOBS_MAX], accepted[JOBS_MAX];
 } shared;
 
 typedef struct {
@@ -56,6 +56,8 @@ static void run_seed(shared *s, uint32_t job, uint64_t seed, bool is_only) {
     s->switches[job] += (uint32_t)o.switches;
     s->loads[job] += (uint32_t)o.loads;
     s->unloads[job] += (uint32_t)o.unloads;
+    s->drafted[job] += (uint32_t)o.drafted;
+    s->accepted[job] += (uint32_t)o.accepted;
     if (is_only || sim_is_verbose)
         printf("seed %llu: trace %016llx, %.1f s, %u faults, %u requests: %u exact, %u failed, %u "
                "lost with their coordinator, %u degraded; map %llu\n",
@@ -161,10 +163,11 @@ int main(int argc, char **argv) {
     sim_truth_open();
     const uint32_t failures = run_all(&o, s, argv[0]);
     printf("%u faults; %u requests: %u exact, %u failed as they may, %u lost with their "
-           "coordinator, %u degraded; %u map switches, %u loads, %u unloads; %u seeds run "
-           "twice\n",
+           "coordinator, %u degraded; %u map switches, %u loads, %u unloads; %u of %u guessed "
+           "tokens right; %u seeds run twice\n",
            sum(s->faults), sum(s->requests), sum(s->exact), sum(s->failed), sum(s->lost),
-           sum(s->degraded), sum(s->switches), sum(s->loads), sum(s->unloads), sum(s->twice));
+           sum(s->degraded), sum(s->switches), sum(s->loads), sum(s->unloads), sum(s->accepted),
+           sum(s->drafted), sum(s->twice));
     printf("seeds %llu to %llu: %u passed, %u failed\n", (unsigned long long)o.first,
            (unsigned long long)o.last, sum(s->done), failures);
     return failures == 0 ? 0 : 1;

@@ -46,6 +46,8 @@ extern struct sim_cluster {
     uint32_t replicas;
     mr_lost_policy lost;
     uint32_t kv_blocks, row_cache_bytes;
+    uint32_t speculate; /* tokens drafted for an answer in a step; 0: none */
+    uint64_t drafted, accepted;
     bool two_trips;
     uint64_t switches, loads, unloads;
     uint32_t open_count; /* incarnations that have not closed everything */

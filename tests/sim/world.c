@@ -26,7 +26,7 @@ static sim_node *add_node(mr_role role, char letter, uint32_t index) {
     return n;
 }
 
-static void make_cluster(void) {
+static void make_cluster(uint64_t seed) {
     static const mr_grid grids[] = {{2, 1}, {4, 1}, {2, 2}, {4, 2}, {1, 2}, {3, 1}};
     sim_model *model = sim_model_at(sim_chance(0.1) ? SIM_MODELS - 1 : sim_roll(SIM_MODELS - 1));
     memset(&sim_cluster, 0, sizeof(sim_cluster));
@@ -37,6 +37,7 @@ static void make_cluster(void) {
     sim_cluster.kv_blocks = 16 + sim_roll(48);
     sim_cluster.row_cache_bytes = sim_chance(0.3) ? 64 << 10 : 0;
     sim_cluster.two_trips = sim_chance(0.2);
+    sim_cluster.speculate = seed % 2 == 0 ? 0 : 1 + (uint32_t)(seed / 2 % 8);
     const uint32_t shards = model->tables ? sim_cluster.replicas + 1 + sim_roll(3) : 0;
     const uint32_t groups = 1 + sim_roll(2), coordinators = 1 + sim_roll(3);
     for (uint32_t i = 0; i < shards; i++) add_node(MR_ROLE_MEMSHARD, 'm', i);
@@ -212,7 +213,7 @@ sim_outcome sim_world_run(uint64_t seed) {
     sim_begin(seed);
     sim_store_open();
     sim_requests_open();
-    make_cluster();
+    make_cluster(seed);
     sim_world_put_model(sim_cluster.replicas);
     const int64_t began = sim_now();
     for (uint32_t i = 0; i < sim_cluster.node_count; i++)
@@ -234,6 +235,8 @@ sim_outcome sim_world_run(uint64_t seed) {
     count_epochs(&out);
     sim_trace("all is closed");
     close_all();
+    out.drafted = sim_cluster.drafted; /* as the coordinators said when they closed */
+    out.accepted = sim_cluster.accepted;
     sim_requests_count(&out);
     out.faults = sim_faults_count();
     out.seconds = (double)(sim_now() - began) / 1e9;

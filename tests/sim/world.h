@@ -6,7 +6,7 @@
 typedef struct {
     uint64_t hash;
     uint32_t requests, exact, failed, lost, degraded, faults;
-    uint64_t map_epoch, switches, loads, unloads;
+    uint64_t map_epoch, switches, loads, unloads, drafted, accepted;
     double seconds; /* simulated */
 } sim_outcome;
 
