@@ -54,10 +54,22 @@ uint32_t core_draft(mr_core *core, core_group *group, const mr_plan *plan) {
     return drafted;
 }
 
-void core_count_drafts(mr_core *core, core_group *group, const mr_plan *plan, uint64_t step_ns) {
+/* The step's time is as it looks from here: the way to the worker and back is paid once, too. Only
+ * of steps that sample at each of their tokens, as those with guesses do: a prompt's cost less. */
+static void note_cost(core_group *group, const core_step *done) {
+    const int64_t ns = mr_now_ns() - done->sent_ns;
+    for (uint32_t i = 0; i < done->plan->count; i++) {
+        const mr_plan_entry *entry = &done->plan->entries[i];
+        if (!entry->samples || entry->token_count > 1 + entry->drafted) return;
+    }
+    mr_draft_cost_note(&group->cost, done->plan->tokens, ns > 0 ? (uint64_t)ns : 0);
+}
+
+void core_count_drafts(mr_core *core, core_group *group, const core_step *done) {
+    const mr_plan *plan = done->plan;
     uint64_t drafted = 0, accepted = 0;
     if (!core->drafts) return;
-    mr_draft_cost_note(&group->cost, plan->tokens, step_ns);
+    note_cost(group, done);
     for (uint32_t i = 0; i < plan->count; i++) {
         const mr_plan_entry *entry = &plan->entries[i];
         if (!entry->sequence || entry->drafted == 0) continue;

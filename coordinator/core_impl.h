@@ -74,6 +74,7 @@ struct core_live {
 typedef struct {
     const mr_plan *plan;
     uint64_t id;
+    int64_t sent_ns;
     uint32_t drafted; /* tokens of it */
     bool may_degrade, is_degraded;
 } core_step;
@@ -231,7 +232,7 @@ void core_close_answer(core_answer *answer);
 /* core_draft.c */
 uint32_t core_speculate(const mr_core *core, const mr_request *request);    /* most tokens a step */
 uint32_t core_draft(mr_core *core, core_group *group, const mr_plan *plan); /* how many it added */
-void core_count_drafts(mr_core *core, core_group *group, const mr_plan *plan, uint64_t step_ns);
+void core_count_drafts(mr_core *core, core_group *group, const core_step *done);
 /* The step failed; true: it is run again without guesses before anybody hears of it. */
 bool core_forgives_drafts(core_group *group, const core_step *step);
 

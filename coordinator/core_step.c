@@ -93,6 +93,7 @@ static bool send_step(mr_core *core, core_group *group, const mr_plan *plan) {
     core_step *step = &group->steps[group->steps_out++];
     *step = (core_step){.plan = plan,
                         .id = ++core->step_id,
+                        .sent_ns = now,
                         .may_degrade = plan->kind == DEGRADING_KIND && group->wire_version >= 2 &&
                                        now < group->degrade_until_ns};
     if (group->steps_out == 1) group->progress_ns = now;
@@ -272,7 +273,7 @@ mr_status core_done(mr_core *core, core_group *group, core_step *step, const mr_
     const core_step done = take_step(group, step);
     const bool is_degraded = done.is_degraded || (view.more && view.more->degraded > 0);
     count_done(core, group, plan, &view);
-    core_count_drafts(core, group, plan, view.fixed->step_ns);
+    core_count_drafts(core, group, &done);
     if (is_degraded) mr_count(&core->metrics.degraded_steps, 1);
     note_success(plan, is_degraded);
     mr_scheduler_commit(group->scheduler, plan, is_degraded);

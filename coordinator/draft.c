@@ -250,19 +250,6 @@ mr_draft_guess mr_draft_next(mr_draft *d) {
 
 /* --- cost ------------------------------------------------------------------------------------- */
 
-void mr_draft_cost_note(mr_draft_cost *c, uint32_t tokens, uint64_t step_ns) {
-    const double memory = 0.97, m = tokens;
-    double ns = (double)step_ns;
-    if (tokens == 0 || tokens > COST_TOKENS_MAX) return; /* long prompts are another matter */
-    if (c->weight > 4 && ns > 4 * c->ns / c->weight * (1 + m * c->weight / c->tokens))
-        ns = 4 * c->ns / c->weight * (1 + m * c->weight / c->tokens); /* a hiccup */
-    c->weight = c->weight * memory + 1;
-    c->tokens = c->tokens * memory + m;
-    c->ns = c->ns * memory + ns;
-    c->tokens2 = c->tokens2 * memory + m * m;
-    c->tokens_ns = c->tokens_ns * memory + m * ns;
-}
-
 /* Least squares, leaning towards a step whose base costs as much as three tokens. */
 static void fit(const mr_draft_cost *c, double *base, double *slope) {
     const double lean = 4;
@@ -278,6 +265,23 @@ static void fit(const mr_draft_cost *c, double *base, double *slope) {
     b = b < least ? least : b > most ? most : b;
     *slope = b;
     *base = ns - b * m;
+}
+
+/* What disturbs a step only ever makes it longer: times above the line count less, and none for
+ * more than twice what the line says. */
+void mr_draft_cost_note(mr_draft_cost *c, uint32_t tokens, uint64_t step_ns) {
+    const double memory = 0.97, m = tokens;
+    double ns = (double)step_ns, base, slope, weight = 1;
+    if (tokens == 0 || tokens > COST_TOKENS_MAX) return; /* no guess is worth it there */
+    fit(c, &base, &slope);
+    const double expected = base + slope * m;
+    if (c->weight > 4 && ns > expected) weight = 0.25;
+    if (c->weight > 4 && ns > 2 * expected) ns = 2 * expected;
+    c->weight = c->weight * memory + weight;
+    c->tokens = c->tokens * memory + weight * m;
+    c->ns = c->ns * memory + weight * ns;
+    c->tokens2 = c->tokens2 * memory + weight * m * m;
+    c->tokens_ns = c->tokens_ns * memory + weight * m * ns;
 }
 
 uint32_t mr_draft_worth(const mr_draft_cost *cost, mr_draft_step *step, uint32_t count,

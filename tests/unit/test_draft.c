@@ -188,7 +188,7 @@ static void test_worth(void **state) {
         mr_draft_cost_note(&steep, m, 10000 + m * 1000000); /* all of it is arithmetic */
         mr_draft_cost_note(&noisy, m, 1000000 + m * 100000 + random_below(&random, 200000));
         if (i % 50 == 20) mr_draft_cost_note(&noisy, 1, 5000000000ull);
-        mr_draft_cost_note(&noisy, 4000, 1); /* prompts do not count */
+        mr_draft_cost_note(&noisy, 4000, 1); /* large ones do not count */
     }
     assert_int_equal(worth(&flat, 1, 32, 0.95f), 32);
     assert_true(worth(&flat, 1, 32, 0.5f) >= 6);
