@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the GGUF files of this folder and what importing them must give.
 
-    tests/gguf/make_expected.py        (needs gguf, transformers, torch, safetensors, sentencepiece from PyPI)
+    tests/gguf/make_expected.py        (needs gguf, transformers, accelerate, torch, safetensors from PyPI)
 
 blocks.gguf, blocks.expected.safetensors
     random blocks of every type that is decoded, and their values by the gguf package (Q8_K: by its definition)
@@ -10,10 +10,11 @@ NAME.gguf, NAME.expected.json
     tensor that transformers saved: shape, and SHA-256 of its values in f32 (of its blocks where it was
     quantised); of config.json the fields that must come back. Where the transformers package can read GGUF of
     that architecture itself, it is asked first whether it finds the same model in the file.
-tokenizer_NAME.gguf, tokenizer_NAME.expected.json
-    a tokenizer in GGUF keys, and ids of texts by the package that it came from
+NAME.logits.safetensors
+    ids, and the logits that transformers computes for them from the directory of the original model (unquantised
+    models only); tests/gguf/run.py asks memrack for the same
 
-The files are committed, so that the tests need none of these packages."""
+make_tokenizers.py makes the tokenizers. The files are committed, so that the tests need none of these packages."""
 import hashlib
 import json
 import os
@@ -266,6 +267,13 @@ def check_by_transformers(name, model):
     print(f"{name}: transformers computes the same logits from the file (to {error:.1e})")
 
 
+def save_logits(name, model):
+    ids = (torch.arange(48) * 7 % model.config.vocab_size)[None]
+    with torch.no_grad():
+        logits = model(ids).logits
+    save_file({"input_ids": ids.numpy(), "logits": logits.numpy()}, path(name + ".logits.safetensors"))
+
+
 def make_model(name):
     class_name, fields, kind, more, config_more = MODELS[name]
     torch.manual_seed(sum(name.encode()))
@@ -283,6 +291,8 @@ def make_model(name):
     write_gguf(name, class_name, config, tensors, kind, more)
     if name in READ_BY_TRANSFORMERS and kind in PLAIN:
         check_by_transformers(name, model)
+    if kind in PLAIN:
+        save_logits(name, model)
     fields = {k: saved[k] for k in CHECKED if saved.get(k) is not None}
     if class_name == "Qwen3Moe":  # published models have the older word
         fields["num_experts"] = fields.pop("num_local_experts")
