@@ -28,11 +28,14 @@ static void add(amount *a, const mr_tensor *t) {
     a->bytes += t->bytes;
 }
 
-static bool is_table(const mr_model *model, const mr_tensor *t) {
-    for (uint32_t i = 0; i < mr_model_table_count(model); i++)
-        if (mr_model_table(model, i)->values == t || mr_model_table(model, i)->pre_values == t)
-            return true;
-    return false;
+/* Numbers of a table tensor; 0: it is none. A row of scales and codes has other bytes. */
+static uint64_t table_elements(const mr_model *model, const mr_tensor *t) {
+    for (uint32_t i = 0; i < mr_model_table_count(model); i++) {
+        const mr_table_shape *shape = mr_model_table(model, i);
+        if (shape->values == t) return shape->rows * shape->width;
+        if (shape->pre_values == t) return shape->rows * shape->pre_width;
+    }
+    return 0;
 }
 
 static facts gather(const mr_model *model) {
@@ -44,9 +47,11 @@ static facts gather(const mr_model *model) {
         bool is_memory;
         const mr_tensor_kind kind = mr_tensor_kind_of(&index, &is_memory, t->name);
         if (kind == MR_TENSOR_UNUSED || (kind == MR_TENSOR_HEAD && c->tied)) continue;
-        if (is_table(model, t))
-            add(&f.tables, t);
-        else if (kind == MR_TENSOR_SHUFFLE)
+        const uint64_t numbers = table_elements(model, t);
+        if (numbers > 0) {
+            f.tables.elements += numbers;
+            f.tables.bytes += t->bytes;
+        } else if (kind == MR_TENSOR_SHUFFLE)
             add(&f.shuffle, t);
         else if (kind == MR_TENSOR_KEYS)
             add(&f.keys, t);
@@ -131,9 +136,12 @@ static void print_architecture(const mr_model *model) {
            l->gated ? ", gated by pre-values" : "", l->gelu ? " through GELU" : "");
     for (uint32_t i = 0; i < mr_model_table_count(model); i++) {
         const mr_table_shape *t = mr_model_table(model, i);
-        printf("table %-10u %llu rows of %u%s%.0u %s\n", i, (unsigned long long)t->rows, t->width,
-               t->pre_width ? " + " : "", t->pre_width,
-               mr_storage_name(mr_storage_type_of(t->storage)));
+        const char *name = mr_storage_name(mr_storage_type_of(t->storage));
+        const char *pre = mr_storage_name(mr_storage_type_of(t->pre_storage));
+        const bool differs = t->pre_width > 0 && strcmp(name, pre) != 0;
+        printf("table %-10u %llu rows of %u%s%.0u %s%s%s\n", i, (unsigned long long)t->rows,
+               t->width, t->pre_width ? " + " : "", t->pre_width, name, differs ? " + " : "",
+               differs ? pre : "");
     }
 }
 

@@ -45,7 +45,7 @@ static void put_code(const mr_packed *p, uint32_t n, uint32_t k, const uint8_t *
     else if (p->element == MR_F8)
         *to = codes[i];
     else {
-        const uint8_t code = i < 16 ? codes[i] & 15 : codes[i - 16] >> 4;
+        const uint8_t code = (uint8_t)(i < 16 ? codes[i] & 15 : codes[i - 16] >> 4);
         *to = k % 32 < 16 ? (uint8_t)((*to & 0xf0) | code) : (uint8_t)((*to & 15) | code << 4);
     }
 }

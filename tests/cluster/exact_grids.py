@@ -18,7 +18,7 @@ import sys
 import cluster
 from cluster import DONE, ERROR, LOGITS, STEP, WELCOME, WORKER, Link, Process, frame
 
-BUILD, MODEL = sys.argv[1], sys.argv[2]
+BUILD = sys.argv[1] if len(sys.argv) > 1 else ""
 HERE = os.path.dirname(os.path.abspath(__file__))
 GOLDEN = ["v1_ive4_skip", "v1_head2_full_e1", "v2_glu_kx2_e4", "v2_peer_share05", "memory_plus", "pkm"]
 SPLITS = [("1x1", 1), ("2x1", 2), ("3x1", 3), ("8x1", 8), ("1x2", 1), ("1x4", 3), ("2x2", 2), ("3x4", 5),
@@ -73,17 +73,20 @@ def logits(link, ids, columns, cuts):
     return hashlib.sha256(rows).hexdigest()
 
 
-def check_split(model, grid, shards, two_trips, expected, vocab, cuts_list):
+def check_split(model, grid, shards, two_trips, expected, vocab, cuts_list, shard_options=(), worker_options=()):
+    """shard_options: of the memshards with an odd index, for a cluster of both kinds."""
     processes, addresses = [], []
     label = f"{os.path.basename(model)}-{grid}-{shards}{'-two' if two_trips else ''}"
     for index in range(shards):
         processes.append(Process(f"{label}-memshard-{index}",
                                  [os.path.join(BUILD, "memrack-memshard"), "--model", model, "--grid", grid,
-                                  "--index", str(index), "--of", str(shards)], FOLDER))
+                                  "--index", str(index), "--of", str(shards),
+                                  *(shard_options if index % 2 else [])], FOLDER))
     for process in processes:
         addresses += ["--memshard", process.wait_line("ready ", 30)]
     worker = Process(f"{label}-worker", [os.path.join(BUILD, "memrack-worker"), "--model", model, "--threads",
-                                         "2", *addresses, *(["--two-trips"] if two_trips else [])], FOLDER)
+                                         "2", *addresses, *(["--two-trips"] if two_trips else []),
+                                         *worker_options], FOLDER)
     processes.append(worker)
     link = Link(worker.wait_line("ready ", 30))
     kind, _, _, payload = link.open(WORKER)
@@ -117,5 +120,10 @@ def make_check(model):
     return check
 
 
-MODELS = [MODEL] + [os.path.join(HERE, "..", "golden", name) for name in GOLDEN]
-cluster.run([make_check(os.path.normpath(m)) for m in MODELS if os.path.isdir(m)], 240, FOLDER)
+def main():
+    models = [sys.argv[2]] + [os.path.join(HERE, "..", "golden", name) for name in GOLDEN]
+    cluster.run([make_check(os.path.normpath(m)) for m in models if os.path.isdir(m)], 240, FOLDER)
+
+
+if __name__ == "__main__":
+    main()

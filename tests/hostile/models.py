@@ -323,6 +323,71 @@ def scores_overflow(d):
     store(d, h, data)
 
 
+# --- tables of scales and codes -----------------------------------------------------------------------
+
+def quantised(folder, kind, row_bytes, spoiled_row=None, spoil=None):
+    """The value table as U8 rows of zeros but for one row; kind None: config.json does not say how."""
+    name = "transformer.full_memory_layer.values_for_look_up"
+    h, data = load(folder)
+    if kind:
+        config(folder, quantization_config={"quant_method": "memrack", "tables": kind})
+    header, out = {}, bytearray()
+    for tensor, entry in h.items():
+        if tensor == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        blob = bytes(data[begin:end])
+        if tensor == name:
+            rows = entry["shape"][0]
+            table = bytearray(rows * row_bytes)
+            if spoil:
+                table[spoiled_row * row_bytes:spoiled_row * row_bytes + len(spoil)] = spoil
+            blob, entry = bytes(table), {"dtype": "U8", "shape": [rows, row_bytes]}
+        header[tensor] = dict(entry, data_offsets=[len(out), len(out) + len(blob)])
+        out += blob
+    store(folder, header, out)
+
+
+@case("v2_peer_share05", ["values_for_look_up", "row 5"])
+def table_scale_is_infinite(d):
+    quantised(d, "int8", 36, 5, struct.pack("<f", float("inf")) + bytes([1] * 32))
+
+
+@case("v2_peer_share05", ["values_for_look_up", "row 9"])
+def table_block_scale_is_nan(d):
+    quantised(d, "int4", 18, 9, struct.pack("<e", float("nan")))
+
+
+@case("v2_peer_share05", ["values_for_look_up", "nan", "row 7, column 3"])
+def table_code_is_nan(d):
+    quantised(d, "fp8", 36, 7, struct.pack("<f", 1) + bytes([0, 0, 0, 0x7f]))
+
+
+@case("v2_peer_share05", ["values_for_look_up", "[1024, 35]", "expected [1024, 36]", "fp8-block"])
+def table_row_too_short(d):
+    quantised(d, "fp8-block", 35)
+
+
+@case("v2_peer_share05", ["values_for_look_up", "U8", "quantization_config"])
+def table_of_unknown_storage(d):
+    quantised(d, None, 36)
+
+
+@case("v2_peer_share05", ["values_for_look_up", "U8", "bf16"])
+def table_of_plain_storage(d):
+    quantised(d, "bf16", 64)
+
+
+@case("v2_peer_share05", ["quantization_config", "int3"])
+def quantization_unknown_type(d):
+    quantised(d, "int3", 36)
+
+
+@case("dense", ["quantization_config", "gptq"])
+def quantization_foreign(d):
+    config(d, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
 # --- index of several files -------------------------------------------------------------------------
 
 def shard(d, weight_map=None, text=None):

@@ -69,7 +69,7 @@ def quantise(x, kind):
     if kind == "fp8-block":  # one for 128 rows
         for first in range(0, rows, 128):
             scale[first:first + 128] = scale[first:first + 128].max(0)
-    if block == 32:
+    if kind in ("int8-block", "int4"):
         scale = scale.astype(np.float16)
     wide = spread(scale.astype(np.float32), block, width)
     ratio = np.divide(x, wide, out=np.zeros_like(x), where=wide > 0)
