@@ -127,7 +127,7 @@ static void read_rows(lane *self, uint32_t first, uint32_t count) {
     const manner m = self->manner;
     const reader read = reader_of(b->ops, m);
     const uint32_t step = m.grouped ? GROUP : 1;
-    const size_t bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.storage.element);
+    const size_t bytes = b->rows.stride;
     for (uint32_t j = first; j + step <= first + count; j += step) {
         const uint8_t *row[GROUP], *next[GROUP];
         for (uint32_t i = 0; i < step; i++) {
@@ -231,20 +231,21 @@ static void close_lane(lane *self) {
     free(self->acc);
 }
 
+/* Some thousand rows, repeated: enough for reading. */
 static void fill_table(void *table, const mr_rows *rows) {
-    enum { CHUNK = 1 << 16 };
-    static float values[CHUNK];
+    enum { ROWS = 1 << 12 };
     const mr_random random = mr_random_for(1, "table");
-    const uint64_t elements = rows->row_count * rows->columns;
-    mr_random_normal(values, &random, 0, CHUNK, 0, 1); /* one chunk, repeated: enough for reading */
-    for (uint64_t first = 0; first < elements; first += CHUNK) {
-        const uint64_t count = elements - first < CHUNK ? elements - first : CHUNK;
-        if (rows->storage.element == MR_F32)
-            memcpy((float *)table + first, values, count * sizeof(float));
-        else
-            for (uint64_t i = 0; i < count; i++)
-                ((uint16_t *)table)[first + i] = mr_f32_to_bf16(values[i]);
+    float *value = mr_alloc_array(rows->columns, sizeof(*value));
+    for (uint64_t row = 0; row < rows->row_count; row++) {
+        uint8_t *to = (uint8_t *)table + row * rows->stride;
+        if (row >= ROWS) {
+            memcpy(to, to - ROWS * rows->stride, rows->stride);
+            continue;
+        }
+        mr_random_normal(value, &random, row * rows->columns, rows->columns, 0, 1);
+        mr_storage_encode(to, value, rows->storage, rows->columns, NULL);
     }
+    free(value);
 }
 
 static int by_size(const void *a, const void *b) {
@@ -278,7 +279,7 @@ static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table
     double pools[ROUNDS_MAX], plains[ROUNDS_MAX], groups[ROUNDS_MAX], to_plain[ROUNDS_MAX],
         to_group[ROUNDS_MAX];
     const manner pooling = {0};
-    const size_t row_bytes = (size_t)b->rows.columns * mr_element_bytes(b->rows.storage.element);
+    const size_t row_bytes = b->rows.stride;
     for (uint32_t i = 0; i < threads; i++) open_lane(&lanes[i], b, i);
     const manner plain = tune(lanes, threads, row_bytes, 0);
     const manner group = tune(lanes, threads, row_bytes, 1);
@@ -292,7 +293,7 @@ static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table
     }
     const double pool = median(pools, rounds);
     printf("%s,%s,%u,%zu,%.0f,%s,%u,%u,%u,%u,%.3f,%.3f,%.3f,L%d+%u,%.3f,L%d+%u,%.3f,%.3f\n",
-           b->ops->name, b->rows.storage.element == MR_F32 ? "f32" : "bf16", b->rows.columns,
+           b->ops->name, mr_storage_name(mr_storage_type_of(b->rows.storage)), b->rows.columns,
            row_bytes, (double)table_bytes / (1 << 20), b->huge ? "huge" : "4k", threads, b->tokens,
            b->entries_per_token, b->slots, pool / 1e6, pool * (double)row_bytes / 1e9,
            median(plains, rounds) / 1e6, plain.level, plain.ahead, median(groups, rounds) / 1e6,
@@ -306,7 +307,8 @@ int main(int argc, char **argv) {
     double seconds = 0.3;
     bool small_pages = false;
     const mr_option options[] = {
-        {"element", 0, MR_OPT_TEXT, &element, 0, 0, "TYPE", "f32 or bf16 (bf16)"},
+        {"element", 0, MR_OPT_TEXT, &element, 0, 0, "TYPE",
+         "a storage type: f32, bf16, int8, .. (bf16)"},
         {"width", 0, MR_OPT_INT, &width, 1, 1 << 16, "N", "elements of a row (1024)"},
         {"table-mib", 0, MR_OPT_INT, &mib, 1, 1 << 20, "N", "size of the table (2048)"},
         {"threads", 0, MR_OPT_INT, &threads, 1, THREADS_MAX, "N", "threads (1)"},
@@ -329,7 +331,8 @@ int main(int argc, char **argv) {
     const mr_status status = mr_options_parse(&spec, argc, argv, NULL, &count, &err);
     if (status == MR_ERR_CANCELLED) return 0;
     const mr_ops *ops = mr_ops_find(isa);
-    if (status == MR_OK && (!ops || (strcmp(element, "f32") && strcmp(element, "bf16"))))
+    mr_storage_type type = MR_STORE_BF16;
+    if (status == MR_OK && (!ops || mr_storage_parse(&type, element) != 0))
         mr_fail(&err, MR_ERR_ARGUMENT, "no such --isa on this processor, or --element");
     if (tokens * k > IDS / 2) mr_fail(&err, MR_ERR_ARGUMENT, "tokens x entries is too large");
     if (err.text[0]) {
@@ -342,11 +345,13 @@ int main(int argc, char **argv) {
                .slots = (uint32_t)slots,
                .seconds = seconds,
                .huge = !small_pages};
-    b.rows = (mr_rows){.storage = {strcmp(element, "f32") == 0 ? MR_F32 : MR_BF16, 0},
-                       .stride = (size_t)width * (strcmp(element, "f32") == 0 ? 4u : 2u),
-                       .columns = (uint32_t)width};
+    const mr_storage storage = mr_storage_of(type);
     const uint64_t table_bytes = (uint64_t)mib << 20;
-    b.rows.row_count = table_bytes / ((uint64_t)width * mr_element_bytes(b.rows.storage.element));
+    const size_t row_bytes = (size_t)mr_storage_bytes(storage, (uint64_t)width);
+    b.rows = (mr_rows){.storage = storage,
+                       .row_count = table_bytes / row_bytes,
+                       .stride = row_bytes,
+                       .columns = (uint32_t)width};
     void *table =
         mmap(NULL, table_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (table == MAP_FAILED) {
