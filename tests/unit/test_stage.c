@@ -20,9 +20,9 @@
 enum { LENGTH = 37, BLOCKS = 16, STAGES_MAX = 4 };
 
 static const char *const all_models[] = {
-    "dense",         "memory_plus",     "moe_topk_norm",    "moe_topk_raw",    "pkm",
-    "v1_ive4_skip",  "v1_ive4_touch",   "v1_head2_full_e1", "v2_demo_share05", "v2_glu_kx2_e1",
-    "v2_glu_kx2_e4", "v2_peer_share05",
+    "dense",         "memory_plus",     "moe_topk_norm",     "moe_topk_raw",    "pkm",
+    "v1_ive4_skip",  "v1_ive4_touch",   "v1_head2_full_e1",  "v2_demo_share05", "v2_glu_kx2_e1",
+    "v2_glu_kx2_e4", "v2_peer_share05", "hf_mistral_window", "hf_olmo2",        "hf_qwen2_moe",
 };
 
 typedef struct {
@@ -118,7 +118,7 @@ static void run(pipeline *p, answer *a) {
                                       .flags = MR_SEQUENCE_LOGITS,
                                       .top_p = 1};
             for (uint32_t t = 0; t < count; t++)
-                tokens[i * count + t] = (int32_t)((at + t) * 31 + i * 17) % 250;
+                tokens[i * count + t] = (int32_t)((at + t) * 31 + i * 17) % 96;
         }
         const mr_step step = {.sequence_count = 2,
                               .token_count = 2 * count,
