@@ -94,6 +94,15 @@ enum {
     MR_MAX_REGEX_BYTES = 16 << 10,
     MR_MAX_TEMPLATE_TOKENS = 16,  /* special tokens the post-processor adds */
     MR_MAX_REGEX_STEPS = 1 << 20, /* backtracking steps of one match, and 32 per byte */
+
+    /* chat templates; beyond each the render ends with MR_ERR_LIMIT */
+    MR_MAX_JINJA_SOURCE_BYTES = 1 << 20,
+    MR_MAX_JINJA_NESTING = 200,           /* of expressions and blocks in the source */
+    MR_MAX_JINJA_DEPTH = 800,             /* of the walk over them, with macros that call macros */
+    MR_MAX_JINJA_STEPS = 1 << 24,         /* nodes evaluated, and one for 32 bytes worked on */
+    MR_MAX_JINJA_RANGE = 100000,          /* items of one range(), as the sandbox of jinja2 */
+    MR_MAX_JINJA_BYTES = 256 << 20,       /* memory of one render, or of a parsed template */
+    MR_MAX_JINJA_OUTPUT_BYTES = 64 << 20, /* of one rendered string */
 };
 
 _Static_assert(MR_MAX_CELLS >= MR_MAX_MEMSHARDS, "every shard can hold a cell");
