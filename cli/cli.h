@@ -11,6 +11,7 @@ int mr_cmd_chat(int argc, char **argv);
 int mr_cmd_logits(int argc, char **argv);
 int mr_cmd_inspect(int argc, char **argv);
 int mr_cmd_selftest(int argc, char **argv);
+int mr_cmd_convert(int argc, char **argv);
 int mr_cmd_split(int argc, char **argv);
 int mr_cmd_plan(int argc, char **argv);
 int mr_cmd_synth(int argc, char **argv);

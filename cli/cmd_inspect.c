@@ -6,8 +6,10 @@
 #include "common/base/mem.h"
 #include "common/model/grid.h"
 #include "common/model/manifest.h"
+#include "common/model/rows.h"
 #include "common/model/matrices.h"
 #include "worker/engine.h"
+#include "worker/weights.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +26,7 @@ typedef struct {
 } facts;
 
 static void add(amount *a, const mr_tensor *t) {
-    a->elements += t->bytes / mr_dtype_bytes(t->dtype);
+    a->elements += mr_tensor_numbers(t);
     a->bytes += t->bytes;
 }
 
@@ -60,8 +62,9 @@ static facts gather(const mr_model *model) {
         else
             add(&f.dense, t);
     }
-    /* the embedding: one row */
-    f.token_dense = f.dense.bytes - (c->tied ? 0 : mr_model_embedding(model)->bytes);
+    /* the embedding: one row, but where it is the head, too */
+    const bool is_head = c->tied && !c->quant.is_packed;
+    f.token_dense = f.dense.bytes - (is_head ? 0 : mr_model_embedding(model)->bytes);
     if (c->moe) f.token_experts = f.experts.bytes / c->experts * c->experts_per_token;
     f.token_keys = f.keys.bytes;
     for (uint32_t i = 0; i < c->memory_count; i++) {
@@ -118,6 +121,9 @@ static void print_architecture(const mr_model *model) {
     print_windows(c);
     printf("vocabulary       %u ids, head of %u rows, %s\n", c->vocab_size, c->head_rows,
            c->tied ? "tied" : "untied");
+    printf("stored as        %s%s\n",
+           mr_storage_name(mr_storage_type_of(mr_weights_storage(model))),
+           c->quant.is_packed ? ", in panels that workers map" : "");
     if (c->moe)
         printf("experts          %u of width %u, %u a token%s\n", c->experts, c->expert_hidden,
                c->experts_per_token, c->moe_renormalize ? ", weights renormalised" : "");

@@ -27,6 +27,7 @@ static const struct {
     {"logits", mr_cmd_logits, "compute logits of token ids in a safetensors file"},
     {"selftest", mr_cmd_selftest, "prove same answers, measure the fabrics, on these hosts"},
     {"inspect", mr_cmd_inspect, "show what a model is and what it needs"},
+    {"convert", mr_cmd_convert, "write a model in other storage types, and say what it costs"},
     {"split", mr_cmd_split, "write a model's manifest: grid, maxima, norms, checksums"},
     {"plan", mr_cmd_plan, "predict memory, bytes, step time and the best grid on a rack"},
     {"replay", mr_cmd_replay, "ask again for recorded rows, of other shards, caches, tiers"},

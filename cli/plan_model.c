@@ -4,6 +4,7 @@
 #include "common/base/mem.h"
 #include "common/model/geometry.h"
 #include "common/model/grid.h"
+#include "common/model/rows.h"
 #include "common/model/matrices.h"
 
 #include <math.h>
@@ -73,7 +74,8 @@ mr_status mr_plan_subject_open(mr_plan_subject *out, const char *directory, mr_e
         bool is_table = false;
         for (uint32_t j = 0; j < out->table_count; j++)
             is_table |= out->tables[j].values == t || out->tables[j].pre_values == t;
-        add_tensor(out, t->name, t->bytes, t->bytes / mr_dtype_bytes(t->dtype), is_table, c->tied);
+        add_tensor(out, t->name, t->bytes, mr_tensor_numbers(t), is_table,
+                   c->tied && !c->quant.is_packed);
     }
     for (uint32_t i = 0; i < out->table_count; i++)
         out->tables[i].values = out->tables[i].pre_values = NULL;

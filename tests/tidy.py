@@ -25,7 +25,7 @@ ARROWS = {
     "worker": [BASE, MODEL, OPS, NET, PROTO, "worker"],
     "memshard": [BASE, MODEL, OPS, NET, PROTO, "memshard"],
     "cli": ["common/", PROTO, "cli"] + ROLES,
-    "tests": ["common/", PROTO, "tests", "cli/plan_model.h"] + ROLES,
+    "tests": ["common/", PROTO, "tests", "cli/plan_model.h", "cli/embedded.h"] + ROLES,
     "bench": ["common/", PROTO, "bench"] + ROLES,
 }
 # foreign header -> the files (prefixes) that may include it

@@ -198,7 +198,7 @@ size_t mr_weights_prepared_bytes(const mr_model *model, mr_block_range range, co
         mr_matrix matrix;
         if (!mr_range_has(range, block_of_matrix(model, &id))) continue;
         mr_matrix_of(&matrix, model, id);
-        const mr_storage format = mr_matrix_storage(&matrix);
+        const mr_storage format = mr_matrix_storage(model, &matrix);
         const mr_packed shape = {
             .element = format.element, .block = format.block, .n = matrix.n, .k = matrix.k};
         const size_t bytes = ops->prepared_bytes(&shape);
@@ -216,7 +216,7 @@ mr_storage mr_weights_storage(const mr_model *model) {
         mr_matrix_of(&matrix, model, id);
         if ((uint64_t)matrix.n * matrix.k <= most) continue;
         most = (uint64_t)matrix.n * matrix.k;
-        format = mr_matrix_storage(&matrix);
+        format = mr_matrix_storage(model, &matrix);
     }
     return format;
 }
@@ -242,7 +242,8 @@ static uint32_t block_of(const mr_model *model, const mr_tensor *t, mr_tensor_ki
     if (is_memory)
         return index < c->memory_count ? mr_model_memory(model, index)->source : UINT32_MAX;
     if (index != UINT32_MAX) return index < c->n_layers ? index : UINT32_MAX;
-    return *kind == MR_TENSOR_EMBEDDING && !c->tied ? UINT32_MAX : c->n_layers - 1;
+    const bool has_head = !c->tied || c->quant.is_packed; /* in a tensor of its own */
+    return *kind == MR_TENSOR_EMBEDDING && has_head ? UINT32_MAX : c->n_layers - 1;
 }
 
 /* Product keys are kept as fp32. */

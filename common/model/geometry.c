@@ -36,7 +36,7 @@ static mr_status check_type(const mr_tensor *t, int kind, mr_err *err) {
     if (mr_dtype_element(&element, t->dtype) == 0) return MR_OK;
     if (kind == MATRIX && t->dtype == MR_DTYPE_U8 && t->storage.block) return MR_OK;
     if (kind == MATRIX && t->scales) return MR_OK;
-    if (kind == FLOATS && (t->scales || (t->dtype == MR_DTYPE_U8 && t->storage.block)))
+    if (kind != MATRIX && (t->scales || (t->dtype == MR_DTYPE_U8 && t->storage.block)))
         return mr_fail(err, MR_ERR_UNSUPPORTED,
                        "tensor %s has type %s; for it only floats are implemented", t->name,
                        mr_dtype_name(t->dtype));
@@ -49,6 +49,11 @@ static mr_status check_type(const mr_tensor *t, int kind, mr_err *err) {
 mr_status mr_geometry_need(mr_geometry *g, const mr_tensor **out, int kind, const char *name,
                            uint32_t dims, const uint64_t *shape, mr_err *err) {
     const mr_tensor *t;
+    if (g->config->quant.is_packed && kind >= MATRIX && !g->find(g->context, name)) {
+        t = g->invent(g->mark_context, name, shape);
+        if (out) *out = t;
+        return MR_OK;
+    }
     TRY(find(g, &t, name, err));
     TRY(check_type(t, kind, err));
     const bool codes = t->dtype == MR_DTYPE_U8 && dims == 2;
@@ -101,10 +106,10 @@ static mr_status check_block(mr_geometry *g, uint32_t block, mr_err *err) {
         return need(g, NULL, MATRIX, BLOCK("ff_out.weight"), SHAPE(d, c->mlp_hidden / 2), err);
     }
     const uint64_t rows = (uint64_t)c->experts * c->expert_hidden;
-    TRY(need(g, NULL, FLOATS, BLOCK("ffn.router.layer.weight"), SHAPE(c->experts, d), err));
+    TRY(need(g, NULL, FLOAT_MATRIX, BLOCK("ffn.router.layer.weight"), SHAPE(c->experts, d), err));
     TRY(need(g, NULL, MATRIX, BLOCK("ffn.experts.mlp.w1"), SHAPE(rows, d), err));
     TRY(need(g, NULL, MATRIX, BLOCK("ffn.experts.mlp.v1"), SHAPE(rows, d), err));
-    return need(g, NULL, FLOATS, BLOCK("ffn.experts.mlp.w2"), SHAPE(rows, d), err);
+    return need(g, NULL, FLOAT_MATRIX, BLOCK("ffn.experts.mlp.w2"), SHAPE(rows, d), err);
 #undef BLOCK
 }
 
@@ -231,21 +236,35 @@ static mr_status check_tucker(mr_geometry *g, uint32_t i, mr_err *err) {
     return need(g, NULL, INDEX, MEM("shuffle_index"), SHAPE(virtual_rows), err);
 }
 
+/* kx of v1, E = kx^2: columns of values_proj / vdim, or keys / knum where it is stored as panels;
+ * 0: neither fits. */
+static uint32_t value_expansion(const mr_geometry *g, uint32_t i) {
+    const mr_config *c = g->config;
+    char name[MR_GEOMETRY_NAME_BYTES];
+    const mr_tensor *keys = g->find(g->context, MEM("keys"));
+    const mr_tensor *t = g->find(g->context, MEM("values_proj.weight"));
+    for (uint32_t kx = 1; kx * kx <= MR_MAX_SLOTS - 1; kx++) {
+        const uint64_t columns = (uint64_t)kx * kx * c->mem_vdim;
+        if (!t && c->quant.is_packed && keys && keys->dims == 5 &&
+            keys->shape[2] == (uint64_t)kx * c->mem_knum)
+            return kx;
+        if (t && t->dims == 2 &&
+            t->shape[1] ==
+                (t->dtype == MR_DTYPE_U8 ? mr_storage_bytes(t->storage, columns) : columns))
+            return kx;
+    }
+    return 0;
+}
+
 static mr_status check_v1(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     mr_memory_layer *l = &g->layers[i];
-    const mr_tensor *projection;
     const uint64_t d = c->d_model, v = c->mem_vdim;
     char name[MR_GEOMETRY_NAME_BYTES];
-    TRY(find(g, &projection, MEM("values_proj.weight"), err)); /* E = columns / vdim */
-    const bool codes = projection->dtype == MR_DTYPE_U8;
-    const uint64_t columns = projection->dims == 2 ? projection->shape[1] : 0;
-    uint32_t kx = 1;
-    while (kx < 16 &&
-           columns != (codes ? mr_storage_bytes(projection->storage, kx * kx * v) : kx * kx * v))
-        kx++;
-    const uint64_t expand = kx * kx;
-    if (kx == 16)
+    const uint32_t kx = value_expansion(g, i);
+    const uint64_t expand = (uint64_t)kx * kx;
+    named(name, "transformer.mem_blocks.%u.values_proj.weight", i);
+    if (kx == 0)
         return mr_fail(err, MR_ERR_FORMAT,
                        "tensor %s: its columns must be mem_vdim %u times a square of at most 225",
                        name, c->mem_vdim);

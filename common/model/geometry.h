@@ -16,6 +16,9 @@ typedef struct {
     /* each one that was asked for; columns: how many numbers a row has, once known, else 0 */
     void (*mark)(void *mark_context, const mr_tensor *tensor, uint64_t columns);
     void *mark_context;
+    /* Stands for a matrix that is stored as panels (panels.h) and has no rows: [shape[0]][shape[1]]
+     */
+    const mr_tensor *(*invent)(void *mark_context, const char *name, const uint64_t shape[2]);
 } mr_geometry;
 
 /* Checks every tensor of the architecture and fills tables and layers. */

@@ -9,8 +9,8 @@
         if (try_status != MR_OK) return try_status;                                                \
     } while (0)
 
-/* What a tensor may be: floats; indices; a matrix in any row format. */
-enum { FLOATS, INDEX, MATRIX };
+/* What a tensor may be: floats; indices; a matrix in any row format, or one of floats only. */
+enum { FLOATS, INDEX, MATRIX, FLOAT_MATRIX };
 enum { MR_GEOMETRY_NAME_BYTES = 128 };
 
 #define SHAPE(...)                                                                                 \

@@ -214,6 +214,8 @@ static mr_status pass_tensor(pass *p, const mr_tensor *t, mr_err *err) {
         else if (is.role)
             status = pass_rows(p, t, &is, map.data, at / is.row_bytes, bytes / is.row_bytes,
                                &square_sum, err);
+        else if (row_bytes)
+            status = mr_check_codes(p->model, t, map.data, at / row_bytes, bytes / row_bytes, err);
         if (status == MR_OK && is.role)
             pass_cells(p, &is, at / is.row_bytes, map.data, bytes / is.row_bytes);
         mr_mapping_close(&map);

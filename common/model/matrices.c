@@ -359,8 +359,9 @@ mr_tensor_kind mr_tensor_kind_of(uint32_t *index, bool *is_memory, const char *n
     unsigned at;
     *index = UINT32_MAX;
     *is_memory = sscanf(name, "transformer.mem_blocks.%u.", &at) == 1;
+    if (!*is_memory) *is_memory = sscanf(name, "mem_blocks.%u.", &at) == 1; /* panels.h */
     if (*is_memory || sscanf(name, "transformer.blocks.%u.", &at) == 1 ||
-        sscanf(name, "model.layers.%u.", &at) == 1)
+        sscanf(name, "model.layers.%u.", &at) == 1 || sscanf(name, "blocks.%u.", &at) == 1)
         *index = at;
     if (ends_with(name, "shuffle_index")) return MR_TENSOR_SHUFFLE;
     if (*is_memory && ends_with(name, ".keys")) return MR_TENSOR_KEYS;

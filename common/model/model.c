@@ -6,12 +6,15 @@
 #include "common/base/json.h"
 #include "common/base/mem.h"
 #include "common/model/geometry.h"
+#include "common/model/panels.h"
 #include "common/model/rows.h"
 #include "common/model/safetensors.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,6 +29,10 @@ struct mr_model {
     mr_tensor *tensors; /* sorted by name */
     bool *used;         /* [tensor_count] the architecture asked for it */
     uint32_t tensor_count;
+    mr_tensor **absent; /* stored as panels; sorted by name once all are known */
+    uint32_t absent_count;
+    pthread_mutex_t *maps_lock; /* guards maps */
+    mr_mapping *maps;           /* [file_count] of whole files, where somebody borrowed */
     mr_table_shape *tables;
     uint32_t table_count;
     mr_memory_layer *layers;
@@ -158,8 +165,50 @@ static mr_status open_config(mr_model *m, mr_sha256 *hash, mr_err *err) {
     return status;
 }
 
+static const mr_tensor *find_stored(const mr_model *model, const char *name) {
+    const mr_tensor wanted = {.name = (char *)(uintptr_t)name};
+    if (model->tensor_count == 0) return NULL;
+    return bsearch(&wanted, model->tensors, model->tensor_count, sizeof(wanted), by_name);
+}
+
 static const mr_tensor *find_for_geometry(const void *context, const char *name) {
-    return mr_model_find(context, name);
+    return find_stored(context, name);
+}
+
+static const mr_tensor *invent(void *context, const char *name, const uint64_t shape[2]) {
+    mr_model *m = context;
+    mr_tensor *t = mr_alloc(sizeof(*t));
+    *t = (mr_tensor){.name = mr_strdup(name),
+                     .dtype = MR_DTYPE_F32,
+                     .dims = 2,
+                     .shape = {shape[0], shape[1]},
+                     .file = MR_NO_FILE,
+                     .columns = shape[1]};
+    m->absent = mr_realloc_array(m->absent, m->absent_count + 1ull, sizeof(*m->absent));
+    m->absent[m->absent_count++] = t;
+    return t;
+}
+
+static int by_name_of(const void *a, const void *b) {
+    return by_name(*(mr_tensor *const *)a, *(mr_tensor *const *)b);
+}
+
+/* Of a packed model: every matrix has its panels, and the embedding its rows. */
+static mr_status check_panels(mr_model *m, mr_err *err) {
+    const mr_tensor *data, *scales;
+    mr_storage format;
+    mr_matrix matrix;
+    if (m->absent_count > 1) qsort(m->absent, m->absent_count, sizeof(*m->absent), by_name_of);
+    if (mr_model_embedding(m)->file == MR_NO_FILE)
+        return mr_fail(err, MR_ERR_FORMAT, "tensor %s is missing", mr_model_embedding(m)->name);
+    for (mr_matrix_id id = {0}; mr_matrix_next(m, &id);) {
+        mr_matrix_of(&matrix, m, id);
+        const mr_status status = mr_panels_find(&format, &data, &scales, m, &matrix, err);
+        if (status != MR_OK) return status;
+        m->used[data - m->tensors] = true;
+        if (scales) m->used[scales - m->tensors] = true;
+    }
+    return MR_OK;
 }
 
 static void mark_used(void *context, const mr_tensor *tensor, uint64_t columns) {
@@ -180,9 +229,11 @@ static mr_status check_architecture(mr_model *m, mr_err *err) {
                             .tables = m->tables,
                             .layers = m->layers,
                             .mark = mark_used,
-                            .mark_context = m};
+                            .mark_context = m,
+                            .invent = invent};
     mr_status status = mr_tensors_classify(m->tensors, m->tensor_count, &m->config.quant, err);
     if (status == MR_OK) status = mr_geometry_check(&geometry, err);
+    if (status == MR_OK && m->config.quant.is_packed) status = check_panels(m, err);
     if (status != MR_OK) return mr_fail_prefix(err, status, "%s", m->directory);
     m->table_count = geometry.table_count;
     for (uint32_t i = 0; i < m->tensor_count; i++)
@@ -219,6 +270,9 @@ mr_status mr_model_open(mr_model **out, const char *directory, mr_err *err) {
     if (status == MR_OK) status = open_tensors(m, hash, err);
     m->fingerprint = mr_sha256_close(hash);
     if (status == MR_OK) status = check_architecture(m, err);
+    m->maps = mr_alloc_array(m->file_count, sizeof(*m->maps));
+    m->maps_lock = mr_alloc(sizeof(*m->maps_lock));
+    pthread_mutex_init(m->maps_lock, NULL);
     if (status != MR_OK) {
         mr_model_close(m);
         return status;
@@ -232,6 +286,16 @@ void mr_model_close(mr_model *model) {
     for (uint32_t i = 0; i < model->tensor_count; i++) free(model->tensors[i].name);
     for (uint32_t i = 0; i < model->file_count; i++) free(model->files[i]);
     mr_config_free(&model->config);
+    for (uint32_t i = 0; i < model->absent_count; i++) {
+        free(model->absent[i]->name);
+        free(model->absent[i]);
+    }
+    for (uint32_t i = 0; model->maps && i < model->file_count; i++)
+        mr_mapping_close(&model->maps[i]);
+    if (model->maps_lock) pthread_mutex_destroy(model->maps_lock);
+    free(model->maps_lock);
+    free(model->maps);
+    free(model->absent);
     free(model->tensors);
     free(model->files);
     free(model->used);
@@ -285,21 +349,25 @@ bool mr_model_is_fetched(const mr_model *model) {
 }
 
 const mr_tensor *mr_model_find(const mr_model *model, const char *name) {
-    const mr_tensor wanted = {.name = (char *)(uintptr_t)name};
-    if (model->tensor_count == 0) return NULL;
-    return bsearch(&wanted, model->tensors, model->tensor_count, sizeof(wanted), by_name);
+    const mr_tensor wanted = {.name = (char *)(uintptr_t)name}, *key = &wanted;
+    const mr_tensor *stored = find_stored(model, name);
+    if (stored || model->absent_count == 0) return stored;
+    mr_tensor *const *absent =
+        bsearch(&key, model->absent, model->absent_count, sizeof(*model->absent), by_name_of);
+    return absent ? *absent : NULL;
 }
 
 mr_status mr_tensor_map(mr_mapping *out, const mr_model *model, const mr_tensor *tensor,
                         uint64_t first, uint64_t bytes, mr_err *err) {
-    const char *path = mr_model_file(model, tensor);
     struct stat st;
     *out = (mr_mapping){0};
     if (bytes == 0) return MR_OK;
+    assert(tensor->file != MR_NO_FILE);
     if (model->fetch) {
         const mr_status status = model->fetch(model->fetch_context, tensor, first, bytes, err);
         if (status != MR_OK) return status;
     }
+    const char *path = mr_model_file(model, tensor);
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return mr_fail(err, MR_ERR_IO, "open %s: %s", path, strerror(errno));
     const uint64_t start = tensor->offset + first;
@@ -324,4 +392,28 @@ mr_status mr_tensor_map(mr_mapping *out, const mr_model *model, const mr_tensor 
 void mr_mapping_close(mr_mapping *mapping) {
     if (mapping->base) munmap(mapping->base, mapping->base_bytes);
     *mapping = (mr_mapping){0};
+}
+
+mr_status mr_tensor_borrow(const void **out, const mr_model *model, const mr_tensor *tensor,
+                           mr_err *err) {
+    mr_mapping part; /* fetches what is not there yet, and sees a file that became shorter */
+    mr_status status = mr_tensor_map(&part, model, tensor, 0, tensor->bytes, err);
+    if (status != MR_OK) return status;
+    mr_mapping_close(&part);
+    pthread_mutex_lock(model->maps_lock);
+    mr_mapping *map = &model->maps[tensor->file];
+    if (!map->base) {
+        mr_file_map file;
+        status = mr_file_map_open(&file, mr_model_file(model, tensor), err);
+        if (status == MR_OK)
+            *map = (mr_mapping){.data = file.data,
+                                .base = (void *)(uintptr_t)file.data,
+                                .base_bytes = (size_t)file.bytes};
+    }
+    if (status == MR_OK && tensor->offset + tensor->bytes > map->base_bytes)
+        status = mr_fail(err, MR_ERR_IO, "%s became shorter since it was opened",
+                         mr_model_file(model, tensor));
+    if (status == MR_OK) *out = map->data + tensor->offset;
+    pthread_mutex_unlock(model->maps_lock);
+    return status;
 }

@@ -12,12 +12,14 @@
 
 typedef struct mr_model mr_model;
 
+enum { MR_NO_FILE = 0x7fffffff };
+
 typedef struct mr_tensor {
     char *name;
     mr_dtype dtype;
     uint32_t dims;
     uint64_t shape[MR_MAX_TENSOR_DIMS];
-    uint32_t file;   /* which of the model's safetensors files */
+    uint32_t file;   /* which of the model's safetensors files; MR_NO_FILE: see panels.h */
     uint64_t offset; /* of the first byte in that file */
     uint64_t bytes;
     /* What its numbers are (rows.h); set when a model is opened. */
@@ -80,6 +82,11 @@ typedef struct {
 mr_status mr_tensor_map(mr_mapping *out, const mr_model *model, const mr_tensor *tensor,
                         uint64_t first, uint64_t bytes, mr_err *err);
 void mr_mapping_close(mr_mapping *mapping);
+/* The bytes of a tensor in a mapping of its whole file that lasts as long as the model: for weights
+ * that are used as they lie. One mapping a file, since one for each of tens of thousands of experts
+ * would meet the kernel's limit; pages are read when they are touched. Any thread. */
+mr_status mr_tensor_borrow(const void **out, const mr_model *model, const mr_tensor *tensor,
+                           mr_err *err);
 
 /* A model whose files are only there in part (source.h): called by mr_tensor_map, in any thread,
  * before bytes [first, first + bytes) of a tensor are mapped; returns when they are there. Set

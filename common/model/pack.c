@@ -2,6 +2,7 @@
 #include "common/model/pack.h"
 
 #include "common/base/mem.h"
+#include "common/model/panels.h"
 #include "common/model/rows.h"
 
 #include <assert.h>
@@ -72,8 +73,14 @@ static mr_status put_part(const mr_packed *out, const mr_model *model, const mr_
     return MR_OK;
 }
 
-mr_storage mr_matrix_storage(const mr_matrix *matrix) {
+mr_storage mr_matrix_storage(const mr_model *model, const mr_matrix *matrix) {
     mr_storage format = matrix->parts[0].tensor->storage;
+    const mr_tensor *data, *scales;
+    if (mr_model_config(model)->quant.is_packed) {
+        const mr_status found = mr_panels_find(&format, &data, &scales, model, matrix, NULL);
+        assert(found == MR_OK); /* seen when the model was opened */
+        return format;
+    }
     for (uint32_t i = 1; i < matrix->part_count; i++)
         format = mr_storage_common(format, matrix->parts[i].tensor->storage);
     return format;
@@ -83,7 +90,8 @@ mr_status mr_pack_matrix(mr_packed *out, const mr_model *model, const mr_matrix 
                          mr_err *err) {
     uint32_t n = 0;
     assert(matrix->part_count > 0);
-    mr_status status = alloc_packed(out, mr_matrix_storage(matrix), matrix->n, matrix->k,
+    if (mr_model_config(model)->quant.is_packed) return mr_panels_open(out, model, matrix, err);
+    mr_status status = alloc_packed(out, mr_matrix_storage(model, matrix), matrix->n, matrix->k,
                                     matrix->parts[0].tensor->name, err);
     for (uint32_t i = 0; i < matrix->part_count && status == MR_OK; i++) {
         const mr_matrix_part *part = &matrix->parts[i];
@@ -107,8 +115,10 @@ mr_status mr_pack_floats(mr_packed *out, uint32_t n, uint32_t k, mr_pack_source 
 }
 
 void mr_packed_free(mr_packed *packed) {
-    free((void *)(uintptr_t)packed->data);
-    free((void *)(uintptr_t)packed->scales);
+    if (!packed->is_borrowed) {
+        free((void *)(uintptr_t)packed->data);
+        free((void *)(uintptr_t)packed->scales);
+    }
     *packed = (mr_packed){0};
 }
 

@@ -7,8 +7,9 @@
 
 /* What a matrix is packed as: its parts' format or, where they differ, one that has all of them
  * exactly (mr_storage_common). */
-mr_storage mr_matrix_storage(const mr_matrix *matrix);
-/* A whole matrix, its parts one after the other. Freed with mr_packed_free. */
+mr_storage mr_matrix_storage(const mr_model *model, const mr_matrix *matrix);
+/* A whole matrix, its parts one after the other; of a packed model (panels.h) the panels as they
+ * are mapped, until the model is closed. Freed with mr_packed_free. */
 mr_status mr_pack_matrix(mr_packed *out, const mr_model *model, const mr_matrix *matrix,
                          mr_err *err);
 /* From floats at(context, column n, input k); for matrices that are computed at load. */

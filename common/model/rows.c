@@ -78,10 +78,15 @@ mr_status mr_tensors_classify(mr_tensor *tensors, uint32_t count, const mr_quant
     return MR_OK;
 }
 
-bool mr_tensor_has_shape(const mr_tensor *t, uint64_t rows, uint64_t columns) {
-    const bool codes = t->dtype == MR_DTYPE_U8;
-    return t->dims == 2 && t->shape[0] == rows &&
-           t->shape[1] == (codes ? mr_storage_bytes(t->storage, columns) : columns);
+uint64_t mr_tensor_numbers(const mr_tensor *t) {
+    static const char *const ends[] = {".scales", "_scale", "_scale_inv"};
+    const size_t bytes = strlen(t->name);
+    for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++)
+        if (bytes > strlen(ends[i]) && !strcmp(t->name + bytes - strlen(ends[i]), ends[i]))
+            return 0;
+    if (t->dtype != MR_DTYPE_U8) return t->bytes / mr_dtype_bytes(t->dtype);
+    return t->columns ? t->shape[0] * t->columns
+                      : t->bytes * 8 / mr_element_bits(t->storage.element);
 }
 
 mr_status mr_tensor_rows_open(mr_tensor_rows *out, const mr_model *model, const mr_tensor *t,

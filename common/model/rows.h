@@ -12,8 +12,8 @@
  * quantization say. A tensor of a type that holds no numbers here keeps columns 0. */
 mr_status mr_tensors_classify(mr_tensor *tensors, uint32_t count, const mr_quant_config *q,
                               mr_err *err);
-/* Whether a 2-D tensor holds [rows][columns] numbers, by shape and storage. */
-bool mr_tensor_has_shape(const mr_tensor *tensor, uint64_t rows, uint64_t columns);
+/* How many numbers a tensor of a checked model holds: none where it has the scales of another. */
+uint64_t mr_tensor_numbers(const mr_tensor *tensor);
 
 typedef struct {
     mr_mapping data, scales; /* scales: of an F8_E4M3 tensor, all of them */

@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,7 @@ typedef struct {
     uint64_t shape[MR_MAX_TENSOR_DIMS];
     uint64_t bytes;
     uint32_t file;
+    bool is_aligned;
     uint64_t offset; /* in the data part; after begin, in the file */
     atomic_uint_least64_t put;
 } out_tensor;
@@ -107,6 +109,12 @@ mr_status mr_writer_declare(mr_writer *writer, uint32_t *out, const char *name, 
     return MR_OK;
 }
 
+void mr_writer_align(mr_writer *writer, uint32_t tensor) {
+    assert(!writer->files && tensor < writer->tensor_count);
+    assert(writer->tensors[tensor].bytes % MR_WRITER_ALIGN == 0);
+    writer->tensors[tensor].is_aligned = true;
+}
+
 /* Gives every tensor its file, in declared order. */
 static uint32_t assign_files(mr_writer *writer, uint64_t file_bytes_max) {
     uint32_t file = 0;
@@ -123,29 +131,38 @@ static uint32_t assign_files(mr_writer *writer, uint64_t file_bytes_max) {
     return file + 1;
 }
 
-/* Places the tensors of a file, widest elements first, and returns its JSON header (caller owns).
- * */
+static void place_tensor(json_t *header, out_tensor *tensor, uint64_t *offset) {
+    json_t *shape = json_array();
+    for (uint32_t d = 0; d < tensor->dims; d++)
+        json_array_append_new(shape, json_integer((json_int_t)tensor->shape[d]));
+    json_object_set_new(header, tensor->name,
+                        json_pack("{s:s, s:o, s:[I,I]}", "dtype", mr_dtype_name(tensor->dtype),
+                                  "shape", shape, "data_offsets", (json_int_t)*offset,
+                                  (json_int_t)(*offset + tensor->bytes)));
+    tensor->offset = *offset;
+    *offset += tensor->bytes;
+}
+
+/* Places the tensors of a file, aligned ones first, then widest elements first, and returns its
+ * JSON header (caller owns). */
 static json_t *place_tensors(mr_writer *writer, uint32_t file) {
     uint64_t offset = 0;
     json_t *header = json_object();
     json_object_set_new(header, "__metadata__", json_pack("{s:s}", "format", "pt"));
-    for (uint32_t width = 8; width >= 1; width /= 2)
+    for (uint32_t width = 16; width >= 1; width /= 2)
         for (uint32_t i = 0; i < writer->tensor_count; i++) {
             out_tensor *tensor = &writer->tensors[i];
-            if (tensor->file != file || mr_dtype_bytes(tensor->dtype) != width) continue;
-            json_t *shape = json_array();
-            for (uint32_t d = 0; d < tensor->dims; d++)
-                json_array_append_new(shape, json_integer((json_int_t)tensor->shape[d]));
-            json_object_set_new(header, tensor->name,
-                                json_pack("{s:s, s:o, s:[I,I]}", "dtype",
-                                          mr_dtype_name(tensor->dtype), "shape", shape,
-                                          "data_offsets", (json_int_t)offset,
-                                          (json_int_t)(offset + tensor->bytes)));
-            tensor->offset = offset;
-            offset += tensor->bytes;
+            const uint32_t own = tensor->is_aligned ? 16 : mr_dtype_bytes(tensor->dtype);
+            if (tensor->file == file && own == width) place_tensor(header, tensor, &offset);
         }
     writer->files[file].data_bytes = offset;
     return header;
+}
+
+static bool has_aligned(const mr_writer *writer, uint32_t file) {
+    for (uint32_t i = 0; i < writer->tensor_count; i++)
+        if (writer->tensors[i].file == file && writer->tensors[i].is_aligned) return true;
+    return false;
 }
 
 static mr_status write_at(const out_file *file, uint64_t offset, const void *data, size_t bytes,
@@ -171,7 +188,8 @@ static mr_status open_file(mr_writer *writer, uint32_t index, mr_err *err) {
     json_decref(header);
     assert(text);
     const size_t text_bytes = strlen(text);
-    const size_t padded = (text_bytes + 7) / 8 * 8;
+    const size_t unit = has_aligned(writer, index) ? MR_WRITER_ALIGN : 8;
+    const size_t padded = (8 + text_bytes + unit - 1) / unit * unit - 8;
     char *start = mr_alloc(8 + padded);
     for (int i = 0; i < 8; i++) start[i] = (char)(padded >> (8 * i) & 0xff);
     memcpy(start + 8, text, text_bytes);

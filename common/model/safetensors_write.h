@@ -31,6 +31,11 @@ void mr_writer_free(mr_writer *writer); /* NULL is fine */
 mr_status mr_writer_declare(mr_writer *writer, uint32_t *out, const char *name, mr_dtype dtype,
                             uint32_t dims, const uint64_t *shape, mr_err *err);
 
+/* Before begin: a declared tensor lies at a multiple of MR_WRITER_ALIGN bytes of its file, for
+ * those who map it. Its size must be a multiple too. */
+enum { MR_WRITER_ALIGN = 64 };
+void mr_writer_align(mr_writer *writer, uint32_t tensor);
+
 /* One file at path. */
 mr_status mr_writer_begin_file(mr_writer *writer, const char *path, mr_err *err);
 /* directory/model.safetensors or, where the data is larger than file_bytes_max (0: never),

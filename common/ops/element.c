@@ -101,18 +101,18 @@ mr_storage_type mr_storage_type_of(mr_storage format) {
     return MR_STORE_COUNT;
 }
 
-static uint64_t code_bytes(mr_element element, uint64_t count) {
+uint64_t mr_code_bytes(mr_element element, uint64_t count) {
     if (element == MR_I4)
         return (count + MR_QUANT_BLOCK - 1) / MR_QUANT_BLOCK * (MR_QUANT_BLOCK / 2);
     return count * (mr_element_bits(element) / 8);
 }
 
 uint64_t mr_storage_bytes(mr_storage format, uint64_t columns) {
-    if (format.block == 0) return code_bytes(format.element, columns);
+    if (format.block == 0) return mr_code_bytes(format.element, columns);
     if (columns == 0) return 0;
     const uint64_t blocks =
         format.block == MR_WHOLE_ROW ? 1 : (columns + format.block - 1) / format.block;
-    return blocks * mr_storage_scale_bytes(format) + code_bytes(format.element, columns);
+    return blocks * mr_storage_scale_bytes(format) + mr_code_bytes(format.element, columns);
 }
 
 static float code_at(const uint8_t *codes, mr_element element, uint32_t i) {
@@ -152,67 +152,4 @@ void mr_storage_decode(float *out, const void *row, mr_storage format, uint32_t 
             out[i + j] = code_at(codes, format.element, at + j) * scale;
         i += take;
     }
-}
-
-static void put_code(uint8_t *codes, mr_element element, uint32_t i, float x) {
-    if (element == MR_F8) {
-        codes[i] = mr_f32_to_f8(x);
-        return;
-    }
-    const float limit = element == MR_I8 ? 127.0f : 7.0f;
-    const float rounded = nearbyintf(x);
-    const int code = (int)(rounded > limit ? limit : rounded < -limit ? -limit : rounded);
-    if (element == MR_I8)
-        codes[i] = (uint8_t)(int8_t)code;
-    else
-        codes[i % 16] = (uint8_t)(codes[i % 16] | (code + 8) << (i < 16 ? 0 : 4));
-}
-
-/* The least f16 not below. */
-static uint16_t f16_not_below(float x) {
-    uint16_t half = mr_f32_to_f16(x);
-    if (mr_f16_to_f32(half) < x && half < 0x7bff) half++;
-    return half == 0x7c00 ? 0x7bff : half;
-}
-
-static void encode_block(uint8_t *to, const float *x, mr_storage format, uint32_t count,
-                         const float *tile_scale) {
-    const float limit = format.element == MR_I8 ? 127 : format.element == MR_I4 ? 7 : 448;
-    float largest = 0;
-    for (uint32_t i = 0; i < count; i++)
-        if (fabsf(x[i]) > largest) largest = fabsf(x[i]);
-    float scale = tile_scale ? *tile_scale : largest / limit;
-    if (mr_storage_scale_bytes(format) == 2) {
-        const uint16_t half = f16_not_below(scale);
-        memcpy(to, &half, sizeof(half));
-        scale = mr_f16_to_f32(half);
-    } else
-        memcpy(to, &scale, sizeof(scale));
-    uint8_t *codes = to + mr_storage_scale_bytes(format);
-    memset(codes, 0, (size_t)code_bytes(format.element, count));
-    for (uint32_t i = 0; i < count; i++)
-        put_code(codes, format.element, i, scale > 0 ? x[i] / scale : 0);
-    for (uint32_t i = count; format.element == MR_I4 && i < MR_QUANT_BLOCK; i++)
-        put_code(codes, format.element, i, 0);
-}
-
-void mr_storage_encode(void *row, const float *x, mr_storage format, uint32_t columns,
-                       const float *tile_scale) {
-    uint8_t *to = row;
-    if (format.block == 0) {
-        for (uint32_t i = 0; i < columns; i++) {
-            const uint16_t half =
-                format.element == MR_BF16 ? mr_f32_to_bf16(x[i]) : mr_f32_to_f16(x[i]);
-            if (format.element == MR_F32)
-                memcpy(to + 4ull * i, &x[i], 4);
-            else
-                memcpy(to + 2ull * i, &half, 2);
-        }
-        return;
-    }
-    const uint32_t block = format.block == MR_WHOLE_ROW ? columns : format.block;
-    const uint64_t block_bytes = mr_storage_bytes(format, block);
-    for (uint32_t i = 0, b = 0; i < columns; i += block, b++, to += block_bytes)
-        encode_block(to, x + i, format, columns - i < block ? columns - i : block,
-                     tile_scale ? tile_scale + b : NULL);
 }

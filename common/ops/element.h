@@ -104,14 +104,17 @@ static inline bool mr_storage_same(mr_storage a, mr_storage b) {
 static inline uint32_t mr_storage_scale_bytes(mr_storage format) {
     return format.block == 0 ? 0 : format.block == MR_QUANT_BLOCK ? 2 : 4;
 }
-/* Bytes of a row of so many columns. int4 blocks are always whole. */
+/* Bytes of so many codes without their scale, and of a row of so many columns. int4 blocks are
+ * always whole. */
+uint64_t mr_code_bytes(mr_element element, uint64_t count);
 uint64_t mr_storage_bytes(mr_storage format, uint64_t columns);
 /* Elements [first, first + count) of a row of `columns`, as f32: fl32(code * scale). */
 void mr_storage_decode(float *out, const void *row, mr_storage format, uint32_t columns,
                        uint32_t first, uint32_t count);
-/* One row. Scales are max |x| / 127, / 7 (int4) or / 448 (f8), rounded to their type (up where
- * that would clip); codes are rn(x / scale). Types without scales round. tile_scale: of a
- * MR_TILE_BLOCK row, one for each block, from all its 128 rows; else NULL. */
+/* One row of finite numbers. Scales are max |x| / 127 (int8) or / 448 (f8), rounded to their type
+ * (up where that would clip), for int4 the best of some that are tried (encode.c); codes are
+ * rn(x / scale). Types without scales round. tile_scale: of a MR_TILE_BLOCK row, one for each
+ * block, from all its 128 rows; else NULL. */
 void mr_storage_encode(void *row, const float *x, mr_storage format, uint32_t columns,
                        const float *tile_scale);
 

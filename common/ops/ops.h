@@ -85,7 +85,8 @@ typedef struct {
                            f32; NULL where block is 0 */
     mr_element element;
     uint32_t n, k;
-    uint32_t block; /* inputs that share a scale: as in mr_storage */
+    uint32_t block;   /* inputs that share a scale: as in mr_storage */
+    bool is_borrowed; /* data and scales are somebody else's memory */
 } mr_packed;
 
 typedef struct {

@@ -41,12 +41,12 @@ void mr_packed_put(const mr_packed *p, uint32_t n, uint32_t k, const void *eleme
 static void put_code(const mr_packed *p, uint32_t n, uint32_t k, const uint8_t *codes, uint32_t i) {
     uint8_t *to = panel_of(p, n) + place(p, n, k);
     if (p->element == MR_I8)
-        *to = codes[i] ^ 0x80;
+        *to = (uint8_t)(codes[i] ^ 0x80);
     else if (p->element == MR_F8)
         *to = codes[i];
     else {
         const uint8_t code = (uint8_t)(i < 16 ? codes[i] & 15 : codes[i - 16] >> 4);
-        *to = k % 32 < 16 ? (uint8_t)((*to & 0xf0) | code) : (uint8_t)((*to & 15) | code << 4);
+        *to = (uint8_t)(k % 32 < 16 ? (*to & 0xf0) | code : (*to & 15) | code << 4);
     }
 }
 

@@ -418,7 +418,7 @@ static void test_storage(void **unused) {
             mr_storage_decode(part, row, storage, columns, first, count);
             assert_memory_equal(part, whole + first, count * sizeof(float));
             const float bound = type == MR_STORE_F32       ? 0
-                                : type == MR_STORE_INT4    ? 0.075f
+                                : type == MR_STORE_INT4    ? 0.2f
                                 : storage.element == MR_F8 ? 0.04f
                                                            : 0.005f;
             for (uint32_t i = 0; i < columns; i++) assert_true(fabsf(whole[i] - x[i]) <= bound);
