@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 typedef struct {
-    const char *system, *grid, *isa;
+    const char *system, *grid, *isa, *numeric;
     int64_t threads;
     mr_local_sampling sampling;
     mr_draft_settings speculation;
@@ -121,6 +121,7 @@ static int run(const char *command, const char *model, const arguments *a) {
     const mr_local_options options = {.embedded = {.model_directory = model,
                                                    .threads = (uint32_t)a->threads,
                                                    .isa = a->isa,
+                                                   .numeric = a->numeric,
                                                    .grid = a->grid,
                                                    .quiet = !is_terminal},
                                       .speculation = a->speculation};
@@ -167,6 +168,8 @@ int mr_cmd_chat(int argc, char **argv) {
         {"threads", 't', MR_OPT_INT, &a.threads, 0, MR_MAX_THREADS, "N",
          "compute threads; 0: one per core"},
         {"grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW", "cut the tables; 1x1 (answers are equal)"},
+        {"numeric", 0, MR_OPT_TEXT, &a.numeric, 0, 0, "KIND",
+         "exact, or fast: bf16 products where the processor has them (exact)"},
         {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME", "ref, avx2 or avx512; the best there is"},
         {0}};
     const mr_command_spec spec = {"memrack chat MODEL [options]",

@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 typedef struct {
-    const char *input, *output, *connect, *batch_with, *grid, *isa;
+    const char *input, *output, *connect, *batch_with, *grid, *isa, *numeric;
     int64_t threads, prefill_chunk, decode_from, stages;
     bool trace;
 } arguments;
@@ -275,6 +275,7 @@ static mr_status open_all(job *j, const char *model, mr_err *err) {
     const mr_embedded_options options = {.model = j->cluster.model,
                                          .threads = (uint32_t)j->a->threads,
                                          .isa = j->a->isa,
+                                         .numeric = j->a->numeric,
                                          .grid = j->a->grid,
                                          .kv_blocks = largest,
                                          .step_tokens_max = STEP_TOKENS,
@@ -361,6 +362,8 @@ int mr_cmd_logits(int argc, char **argv) {
          "cut the model into N pipeline stages, as workers do (default 1)"},
         {"connect", 0, MR_OPT_TEXT, &a.connect, 0, 0, "ADDR",
          "ask a running cluster at host:port instead of loading MODEL"},
+        {"numeric", 0, MR_OPT_TEXT, &a.numeric, 0, 0, "KIND",
+         "exact, or fast: bf16 products where the processor has them (exact)"},
         {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME",
          "ref, avx2 or avx512 (default: the best here)"},
         {0}};

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 typedef struct {
-    const char *host, *name, *grid, *isa;
+    const char *host, *name, *grid, *isa, *numeric;
     int64_t port, threads, kv_blocks, step_tokens, step_sequences, max_queue, max_connections;
     int64_t ready_fd;
     bool two_trips;
@@ -34,6 +34,7 @@ static int run(const char *command, const char *model, const arguments *a) {
         .embedded = {.model_directory = model,
                      .threads = (uint32_t)a->threads,
                      .isa = a->isa,
+                     .numeric = a->numeric,
                      .grid = a->grid,
                      .kv_blocks = (uint32_t)a->kv_blocks,
                      .step_tokens_max = (uint32_t)a->step_tokens,
@@ -79,6 +80,8 @@ int mr_cmd_serve(int argc, char **argv) {
         {"threads", 't', MR_OPT_INT, &a.threads, 0, MR_MAX_THREADS, "N",
          "compute threads; 0: one per core"},
         {"grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW", "cut the tables; 1x1 (answers are equal)"},
+        {"numeric", 0, MR_OPT_TEXT, &a.numeric, 0, 0, "KIND",
+         "exact, or fast: bf16 products where the processor has them (exact)"},
         {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME", "ref, avx2 or avx512; the best there is"},
         {"two-trips", 0, MR_OPT_FLAG, &a.two_trips, 0, 0, NULL, "gate rows on the worker"},
         {"kv-blocks", 0, MR_OPT_INT, &a.kv_blocks, 0, 1 << 24, "N",

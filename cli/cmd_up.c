@@ -52,6 +52,8 @@ static int parse(mr_up_settings *s, int argc, char **argv) {
         {"host", 0, MR_OPT_TEXT, &s->host, 0, 0, "HOST", "HTTP address (127.0.0.1)"},
         {"kv-blocks", 0, MR_OPT_INT, &s->kv_blocks, 0, 1 << 30, "N",
          "KV cache blocks of 16 tokens (0: 16 contexts or 1 GiB)"},
+        {"numeric", 0, MR_OPT_TEXT, &s->numeric, 0, 0, "KIND",
+         "exact, or fast: bf16 products where the processor has them (exact)"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         MR_DRAFT_SETTINGS(&s->speculation),
         {"name", 0, MR_OPT_TEXT, &s->name, 0, 0, "NAME",

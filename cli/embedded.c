@@ -88,6 +88,10 @@ mr_status mr_embedded_open(mr_embedded *out, const mr_embedded_options *o, mr_er
                                 .grid = {1, 1}};
     *out = (mr_embedded){.model = o->model};
     mr_status status = mr_embedded_ops(&engine.ops, o->isa, err);
+    if (status == MR_OK) engine.ops = mr_ops_choose(o->isa, o->numeric);
+    if (!engine.ops && status == MR_OK)
+        status = mr_fail(err, MR_ERR_ARGUMENT, "--numeric '%.20s' is neither exact nor fast",
+                         o->numeric);
     if (status == MR_OK && o->grid) status = mr_grid_parse(&engine.grid, o->grid, err);
     if (status == MR_OK && !out->model)
         status = mr_model_open(&out->model, o->model_directory, err);

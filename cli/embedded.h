@@ -11,6 +11,7 @@ typedef struct {
     mr_model *model;          /* already opened: taken over, whatever happens; NULL: opened here */
     uint32_t threads;         /* 0: one per core */
     const char *isa;          /* NULL: the best */
+    const char *numeric;      /* exact or fast; NULL: exact */
     const char *grid;         /* NULL: 1x1 */
     uint32_t kv_blocks;       /* 0: the engine's default */
     uint32_t step_tokens_max; /* 0: the engine's default */

@@ -13,7 +13,8 @@
 enum { MR_UP_GRACE_MS = 3000, MR_UP_LOG_LINES = 8 };
 
 typedef struct {
-    const char *model, *grid, *host, *isa, *name, *run_folder, *hosts, *ssh, *table, *fabric;
+    const char *model, *grid, *host, *isa, *numeric, *name, *run_folder, *hosts, *ssh, *table,
+        *fabric;
     int64_t memshards, replicas, workers, stages, coordinators, threads, port, kv_blocks;
     int64_t ready_timeout_s;
     mr_draft_settings speculation;

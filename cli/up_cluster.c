@@ -205,6 +205,7 @@ static void add_workers(run *r) {
                          mr_up_worker_threads(r->up, all, r->shard_count));
         mr_up_add_number(&p->arguments, "--kv-blocks", s->kv_blocks);
         mr_up_add(&p->arguments, "--isa", s->isa);
+        mr_up_add(&p->arguments, "--numeric", s->numeric);
     }
 }
 

@@ -101,6 +101,7 @@ static mr_status start_worker(cluster *c, mr_err *err) {
     mr_up_add_number(&list, "--threads", mr_up_worker_threads(c->up, 1, c->shard_count));
     mr_up_add_number(&list, "--kv-blocks", c->up->s.kv_blocks);
     mr_up_add(&list, "--isa", c->up->s.isa);
+    mr_up_add(&list, "--numeric", c->up->s.numeric);
     free(registry);
     mr_status status = start(c, "worker", 0, &list, err);
     if (status == MR_OK) status = wait_ready(c, err);

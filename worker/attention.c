@@ -8,7 +8,6 @@
 #include "worker/engine_impl.h"
 
 #include "common/ops/dense.h"
-#include "common/ops/math.h"
 
 #include <math.h>
 #include <string.h>
@@ -76,47 +75,26 @@ static void store_tokens(void *context, uint32_t member, uint32_t first, uint32_
     }
 }
 
-typedef struct {
-    float largest, sum;
-} running;
+_Static_assert((int)MR_KV_BLOCK_TOKENS <= (int)MR_ATTEND_KEYS, "a KV block is one call");
 
-/* Takes one KV block of `count` positions into a head's running softmax. */
-static void take_block(running *r, float *out, const float *query, const float *keys,
-                       const float *values, uint32_t count, uint32_t dim, float scale) {
-    float score[MR_KV_BLOCK_TOKENS], largest = r->largest;
-    for (uint32_t j = 0; j < count; j++) {
-        score[j] = mr_dot(query, keys + (size_t)j * dim, dim) * scale;
-        if (score[j] > largest) largest = score[j];
-    }
-    const float shrink = mr_exp(r->largest - largest);
-    r->sum = r->sum * shrink;
-    for (uint32_t i = 0; i < dim; i++) out[i] = out[i] * shrink;
-    for (uint32_t j = 0; j < count; j++) {
-        const float p = mr_exp(score[j] - largest);
-        const float *value = values + (size_t)j * dim;
-        r->sum = r->sum + p;
-        for (uint32_t i = 0; i < dim; i++) out[i] = out[i] + p * value[i];
-    }
-    r->largest = largest;
-}
-
-/* Items: token x KV head. The query heads of a KV head read its blocks together. */
+/* Items: KV head x token. The query heads of a KV head read its blocks together, and the tokens of
+ * a prompt follow each other, so that the blocks of a head stay in the cache. */
 static void attend(void *context, uint32_t member, uint32_t first, uint32_t count) {
     const work *w = context;
     mr_engine *e = w->e;
     const mr_config *c = e->config;
     const uint32_t dim = c->head_dim, group = c->n_heads / c->n_kv_heads;
     const size_t stride = c->query_width + 2ull * c->n_kv_heads * dim;
-    running state[MR_MAX_HEADS];
+    mr_attention_state state[MR_MAX_HEADS];
     (void)member;
     for (uint32_t item = first; item < first + count; item++) {
-        const uint32_t t = item / c->n_kv_heads, kv_head = item % c->n_kv_heads;
+        const uint32_t t = item % w->step->token_count, kv_head = item / w->step->token_count;
         const uint32_t length = e->b.position[t] + 1;
         const uint32_t *blocks = w->step->blocks + e->b.block_first[e->b.sequence[t]];
         const float *query = e->b.qkv + t * stride + (size_t)kv_head * group * dim;
         float *out = e->b.attention + (size_t)t * c->query_width + (size_t)kv_head * group * dim;
         memset(out, 0, (size_t)group * dim * sizeof(float));
-        for (uint32_t g = 0; g < group; g++) state[g] = (running){-INFINITY, 0};
+        for (uint32_t g = 0; g < group; g++) state[g] = (mr_attention_state){-INFINITY, 0};
         const uint32_t oldest = w->window && length > w->window ? length - w->window : 0;
         for (uint32_t from = oldest - oldest % MR_KV_BLOCK_TOKENS; from < length;
              from += MR_KV_BLOCK_TOKENS) {
@@ -125,9 +103,7 @@ static void attend(void *context, uint32_t member, uint32_t first, uint32_t coun
             const uint32_t kv_block = blocks[from / MR_KV_BLOCK_TOKENS];
             const float *keys = cache_at(e, w->block, 0, kv_block, kv_head) + (size_t)skip * dim;
             const float *values = cache_at(e, w->block, 1, kv_block, kv_head) + (size_t)skip * dim;
-            for (uint32_t g = 0; g < group; g++)
-                take_block(&state[g], out + (size_t)g * dim, query + (size_t)g * dim, keys, values,
-                           take, dim, w->scale);
+            e->ops->attend(state, out, query, group, keys, values, take, dim, w->scale);
         }
         for (uint32_t g = 0; g < group; g++)
             for (uint32_t i = 0; i < dim; i++)

@@ -52,7 +52,7 @@ typedef struct {
     float *shared_gate;                        /* [T] */
 } mr_step_buffers;
 
-enum { MR_LOGIT_ROWS = 8 };
+enum { MR_LOGIT_ROWS = 64 };
 
 struct mr_engine {
     const mr_model *model;

@@ -28,7 +28,7 @@
 static const char component[] = "memrack-worker";
 
 typedef struct {
-    const char *model, *registry, *listen, *isa, *stage_text, *blocks_text, *next;
+    const char *model, *registry, *listen, *isa, *numeric, *stage_text, *blocks_text, *next;
     mr_text_list memshards;
     int64_t threads, kv_blocks, step_tokens, retrieval_timeout_ms, connect_timeout_ms, ready_fd;
     const char *group, *row_cache, *fabric, *record, *record_limit;
@@ -127,6 +127,8 @@ static int parse(settings *s, int argc, char **argv) {
          "where the next stage listens; every stage but the last needs it"},
         {"blocks", 0, MR_OPT_TEXT, &s->blocks_text, 0, 0, "A:B",
          "compute blocks A up to but not B (those that balance the stages)"},
+        {"numeric", 0, MR_OPT_TEXT, &s->numeric, 0, 0, "KIND",
+         "exact, or fast: bf16 products where the processor has them (exact)"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"retrieval-timeout-ms", 0, MR_OPT_INT, &s->retrieval_timeout_ms, 10, 60000, "MS",
          "a memshard silent for so long fails the step (500)"},
@@ -293,7 +295,7 @@ static mr_status run(const settings *s, mr_recorder *recorder, mr_err *err) {
     mr_engine *engine = NULL;
     mr_shards shards = {0};
     mr_block_range blocks;
-    mr_engine_options options = {.ops = mr_ops_find(s->isa),
+    mr_engine_options options = {.ops = mr_ops_choose(s->isa, s->numeric),
                                  .threads = (uint32_t)s->threads,
                                  .kv_blocks = (uint32_t)s->kv_blocks,
                                  .step_tokens_max = (uint32_t)s->step_tokens,
@@ -308,7 +310,9 @@ static mr_status run(const settings *s, mr_recorder *recorder, mr_err *err) {
                                  .retrieval_timeout_ms = (uint32_t)s->retrieval_timeout_ms};
     if (!options.ops)
         return mr_fail(err, MR_ERR_ARGUMENT,
-                       "--isa %s: this processor or build has no such kernels", s->isa);
+                       "--isa %s: this processor or build has no such kernels, or --numeric %s is "
+                       "neither exact nor fast",
+                       s->isa ? s->isa : "(the best)", s->numeric ? s->numeric : "(exact)");
     mr_status status = MR_OK;
     if (s->row_cache)
         status = mr_bytes_parse(&options.row_cache_bytes, s->row_cache, "--row-cache", err);

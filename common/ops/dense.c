@@ -2,6 +2,7 @@
  * any vector width and still gives the same bits. */
 #include "common/ops/dense.h"
 
+#include "common/ops/lanes.h"
 #include "common/ops/math.h"
 
 #include <math.h>
@@ -52,7 +53,16 @@ void mr_layer_norm(float *y, const float *x, const float *w, uint32_t n, float e
 }
 
 void mr_silu_multiply(float *y, const float *gate, const float *value, uint32_t n) {
-    for (uint32_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + mr_exp(-gate[i])) * value[i];
+    uint32_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        lanes g, v, e;
+        load_lanes(&g, gate + i);
+        load_lanes(&v, value + i);
+        const lanes negative = -g;
+        exp_lanes(&e, &negative);
+        *(loose_lanes *)(void *)(y + i) = g / (1.0f + e) * v;
+    }
+    for (; i < n; i++) y[i] = gate[i] / (1.0f + mr_exp(-gate[i])) * value[i];
 }
 
 void mr_rope(float *x, const float *cosine, const float *sine, uint32_t half) {

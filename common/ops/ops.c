@@ -19,9 +19,9 @@ const mr_ops *mr_ops_find(const char *name) {
     return NULL;
 }
 
-const mr_ops *mr_ops_numeric(const char *numeric) {
-    if (strcmp(numeric, "exact") == 0) return mr_ops_find(NULL);
+const mr_ops *mr_ops_choose(const char *isa, const char *numeric) {
+    const mr_ops *exact = mr_ops_find(isa), *fast = mr_ops_find("avx512bf16");
+    if (!numeric || strcmp(numeric, "exact") == 0) return exact;
     if (strcmp(numeric, "fast") != 0) return NULL;
-    const mr_ops *fast = mr_ops_find("avx512bf16");
-    return fast ? fast : mr_ops_find(NULL);
+    return fast && exact == &mr_ops_avx512 ? fast : exact;
 }

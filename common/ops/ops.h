@@ -89,6 +89,13 @@ typedef struct {
     bool is_borrowed; /* data and scales are somebody else's memory */
 } mr_packed;
 
+/* A running softmax of one query: the largest score so far and the sum of e^(score - largest). */
+typedef struct {
+    float largest, sum;
+} mr_attention_state;
+
+enum { MR_ATTEND_KEYS = 16 }; /* at most, in a call */
+
 typedef struct {
     const char *name; /* as mr_ops_find takes it */
     void (*pool32)(int32_t *acc,
@@ -105,6 +112,13 @@ typedef struct {
      * prepared_bytes is 0. */
     void (*gemm)(float *y, size_t y_stride, const float *x, size_t x_stride, const void *prepared,
                  uint32_t m, const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
+    /* Takes `count` keys and values [count][dim] into the softmaxes of `heads` queries
+     * [heads][dim]: score = mr_dot(query, key) * scale; largest = their maximum and the one so far;
+     *   sum = sum * e^(old largest - largest), then + e^(score - largest), key by key;
+     *   out[heads][dim] likewise with the values. e^x is mr_exp. */
+    void (*attend)(mr_attention_state *state, float *out, const float *query, uint32_t heads,
+                   const float *keys, const float *values, uint32_t count, uint32_t dim,
+                   float scale);
     /* The k best of score[0..n): descending, ties to the lower index; -0 equals +0.
      * out_index[k]; n >= k >= 1. false if a score is NaN. scratch: k + 32 uint64. */
     bool (*select)(uint32_t *out_index, const float *score, uint32_t n, uint32_t k,
@@ -115,8 +129,9 @@ extern const mr_ops mr_ops_ref;
 /* "ref", "avx2", "avx512", "avx512bf16" or NULL for the best of the first three that this processor
  * has; NULL when it has not. */
 const mr_ops *mr_ops_find(const char *name);
-/* By what people ask for: "exact" is mr_ops_find(NULL), whose backends all agree bit for bit;
- * "fast" is avx512bf16 where the processor has it, else as exact. NULL: another word. */
-const mr_ops *mr_ops_numeric(const char *numeric);
+/* What people ask for: numeric NULL or "exact" is mr_ops_find(isa), whose backends agree bit for
+ * bit; "fast" is avx512bf16 where the processor has it and isa is NULL or "avx512", else as exact.
+ * NULL: there is no such isa here, or numeric is another word. */
+const mr_ops *mr_ops_choose(const char *isa, const char *numeric);
 
 #endif

@@ -2,6 +2,8 @@
  * is not optimised and stays so. Sums wrap as unsigned integers, so that even nonsense is defined.
  */
 #include "common/ops/cpu/backends.h"
+#include "common/ops/dense.h"
+#include "common/ops/math.h"
 #include "common/ops/packed.h"
 
 #include <math.h>
@@ -133,6 +135,28 @@ static bool ref_select(uint32_t *out_index, const float *score, uint32_t n, uint
     return true;
 }
 
+static void ref_attend(mr_attention_state *state, float *out, const float *query, uint32_t heads,
+                       const float *keys, const float *values, uint32_t count, uint32_t dim,
+                       float scale) {
+    for (uint32_t h = 0; h < heads; h++, query += dim, out += dim) {
+        float score[MR_ATTEND_KEYS], largest = state[h].largest;
+        for (uint32_t j = 0; j < count; j++) {
+            score[j] = mr_dot(query, keys + (size_t)j * dim, dim) * scale;
+            if (score[j] > largest) largest = score[j];
+        }
+        const float shrink = mr_exp(state[h].largest - largest);
+        state[h].sum = state[h].sum * shrink;
+        for (uint32_t i = 0; i < dim; i++) out[i] = out[i] * shrink;
+        for (uint32_t j = 0; j < count; j++) {
+            const float p = mr_exp(score[j] - largest);
+            const float *value = values + (size_t)j * dim;
+            state[h].sum = state[h].sum + p;
+            for (uint32_t i = 0; i < dim; i++) out[i] = out[i] + p * value[i];
+        }
+        state[h].largest = largest;
+    }
+}
+
 const mr_ops mr_ops_ref = {.name = "ref",
                            .pool32 = ref_pool32,
                            .pool64 = ref_pool64,
@@ -140,4 +164,5 @@ const mr_ops mr_ops_ref = {.name = "ref",
                            .prepared_bytes = ref_prepared_bytes,
                            .prepare = ref_prepare,
                            .gemm = ref_gemm,
+                           .attend = ref_attend,
                            .select = ref_select};

@@ -429,6 +429,68 @@ static void test_storage(void **unused) {
     assert_int_equal(mr_storage_parse(&none, "int7"), -1);
 }
 
+/* Blocks of keys and values into running softmaxes; scores of all sizes, some not finite. */
+static void test_attend(void **unused) {
+    enum { HEADS = 3, DIM_MAX = 256, BLOCKS = 3 };
+    static const uint32_t dims[] = {16, 64, 128, 256, 8, 40, 100, 80};
+    static float query[HEADS * DIM_MAX], keys[16 * DIM_MAX], values[16 * DIM_MAX];
+    (void)unused;
+    for (int round = 0; round < 200; round++) {
+        const uint32_t dim = dims[round % 8];
+        mr_attention_state want_state[HEADS], got_state[2][HEADS];
+        float want[HEADS * DIM_MAX] = {0}, got[2][HEADS * DIM_MAX] = {{0}};
+        const float size = ldexpf(1, (int)below(12) - 4);
+        for (int h = 0; h < HEADS; h++)
+            want_state[h] = got_state[0][h] = got_state[1][h] = (mr_attention_state){-INFINITY, 0};
+        for (uint32_t i = 0; i < HEADS * dim; i++) query[i] = next_float() * size;
+        for (int block = 0; block < BLOCKS; block++) {
+            const uint32_t count = block < BLOCKS - 1 && round % 2 ? 16 : 1 + below(16);
+            for (uint32_t i = 0; i < 16 * dim; i++) {
+                keys[i] = next_float();
+                values[i] = next_float();
+            }
+            if (round % 50 == 7) keys[below(count * dim)] = INFINITY;
+            mr_ops_ref.attend(want_state, want, query, HEADS, keys, values, count, dim, 0.125f);
+            for (int b = 0; b < 2; b++) {
+                if (!backend(b)) continue;
+                backend(b)->attend(got_state[b], got[b], query, HEADS, keys, values, count, dim,
+                                   0.125f);
+                for (int h = 0; h < HEADS; h++) {
+                    const mr_attention_state w = want_state[h], g = got_state[b][h];
+                    if (w.sum != w.sum) { /* no number: its sign may differ */
+                        assert_true(g.sum != g.sum);
+                        continue;
+                    }
+                    assert_memory_equal(&w, &g, sizeof(w));
+                    assert_memory_equal(want + (size_t)h * dim, got[b] + (size_t)h * dim,
+                                        dim * sizeof(float));
+                }
+            }
+        }
+    }
+}
+
+/* In vectors of 16 as one by one. */
+static void test_silu(void **unused) {
+    enum { N = 1000 };
+    static float gate[N], value[N], y[N];
+    (void)unused;
+    for (int i = 0; i < N; i++) {
+        gate[i] = next_float() * ldexpf(1, (int)below(10));
+        value[i] = next_float();
+    }
+    gate[3] = INFINITY, gate[40] = -INFINITY, gate[5] = 0, gate[6] = -0.0f, gate[70] = 88.73f;
+    gate[71] = -88.73f, gate[72] = 87.4f;
+    mr_silu_multiply(y, gate, value, N);
+    for (int i = 0; i < N; i++) {
+        const float want = gate[i] / (1.0f + mr_exp(-gate[i])) * value[i];
+        assert_true(want == y[i] || (want != want && y[i] != y[i]));
+    }
+    gate[9] = NAN;
+    mr_silu_multiply(y, gate, value, N);
+    assert_true(y[9] != y[9]);
+}
+
 static int worse(const float *s, uint32_t a, uint32_t b) { /* does a come after b? */
     return s[a] != s[b] ? s[a] < s[b] : a > b;
 }
@@ -543,6 +605,8 @@ int main(void) {
                                        cmocka_unit_test(test_gemm),
                                        cmocka_unit_test(test_gemm_bf16_class),
                                        cmocka_unit_test(test_quantize_odd_values),
+                                       cmocka_unit_test(test_attend),
+                                       cmocka_unit_test(test_silu),
                                        cmocka_unit_test(test_small_floats),
                                        cmocka_unit_test(test_storage),
                                        cmocka_unit_test(test_select),

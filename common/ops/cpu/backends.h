@@ -30,6 +30,12 @@ void mr_avx512bf16_prepare(void *out, const float *x, size_t x_stride, uint32_t 
 void mr_avx512bf16_gemm(float *y, size_t y_stride, const float *x, size_t x_stride,
                         const void *prepared, uint32_t m, const mr_packed *w, uint32_t panel_first,
                         uint32_t panel_count);
+void mr_avx2_attend(mr_attention_state *state, float *out, const float *query, uint32_t heads,
+                    const float *keys, const float *values, uint32_t count, uint32_t dim,
+                    float scale);
+void mr_avx512_attend(mr_attention_state *state, float *out, const float *query, uint32_t heads,
+                      const float *keys, const float *values, uint32_t count, uint32_t dim,
+                      float scale);
 /* Products with int8 and int4 weights; the second needs VNNI. */
 void mr_avx512_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m, const mr_packed *w,
                           uint32_t panel_first, uint32_t panel_count);

@@ -39,6 +39,7 @@ const mr_ops mr_ops_avx2 = {.name = "avx2",
                             .prepared_bytes = mr_avx2_prepared_bytes,
                             .prepare = mr_avx2_prepare,
                             .gemm = mr_avx2_gemm,
+                            .attend = mr_avx2_attend,
                             .select = avx2_select};
 #else
 const mr_ops mr_ops_avx2 = {0}; /* not an x86-64: never picked */

@@ -44,6 +44,7 @@ const mr_ops mr_ops_avx512 = {.name = "avx512",
                               .prepared_bytes = mr_avx512_prepared_bytes,
                               .prepare = mr_avx512_prepare,
                               .gemm = mr_avx512_gemm,
+                              .attend = mr_avx512_attend,
                               .select = avx512_select};
 const mr_ops mr_ops_avx512bf16 = {.name = "avx512bf16",
                                   .pool32 = mr_avx512_pool32,
@@ -52,6 +53,7 @@ const mr_ops mr_ops_avx512bf16 = {.name = "avx512bf16",
                                   .prepared_bytes = mr_avx512bf16_prepared_bytes,
                                   .prepare = mr_avx512bf16_prepare,
                                   .gemm = mr_avx512bf16_gemm,
+                                  .attend = mr_avx512_attend,
                                   .select = avx512_select};
 #else
 const mr_ops mr_ops_avx512 = {0}, mr_ops_avx512bf16 = {0}; /* not an x86-64: never picked */
