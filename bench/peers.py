@@ -7,7 +7,8 @@ random and written under --dir: ours by `memrack synth` and `memrack convert`, t
 the architecture llama, quantized by llama.cpp itself. Every round measures everybody once, in
 turn; a ratio is the median over the rounds of ours / theirs in tokens a second.
 With one thread, CPU time is counted instead of time that passes: other work on the machine then
-disturbs caches and memory only. Build llama.cpp for the machine it runs on: CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python.
+disturbs caches and memory only. llama.cpp must be built for the machine it runs on:
+CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python.
 """
 import argparse
 import json
@@ -138,7 +139,7 @@ def run_llama(model_path, threads, batch_size, prompt, tokens):
 
 
 def run_torch(threads, prompt):
-    """Prefill of torch with oneDNN in bf16: the matrix products, norms and attention (no rotation)."""
+    """Prefill of torch with oneDNN in bf16: products, norms and attention, but no rotation."""
     import torch
     import torch.nn.functional as f
     clock = clock_of(threads)
@@ -180,7 +181,7 @@ def run_torch(threads, prompt):
 
 # --- ours -------------------------------------------------------------------------------------
 
-def make_our_models(build, folder):
+def make_our_models(build, folder, storages):
     s = SHAPE
     memrack = os.path.join(build, "memrack")
     whole = os.path.join(folder, "bf16")
@@ -191,7 +192,7 @@ def make_our_models(build, folder):
                         str(s["vocab"])], check=True, stdout=subprocess.DEVNULL)
     for name, storage in (("int8", "int8-block"), ("int4", "int4")):
         out = os.path.join(folder, name)
-        if not os.path.exists(os.path.join(out, "config.json")):
+        if name in storages and not os.path.exists(os.path.join(out, "config.json")):
             subprocess.run([memrack, "convert", whole, out, "--dtype", storage], check=True,
                            stdout=subprocess.DEVNULL)
 
@@ -257,14 +258,13 @@ def main():
     parser.add_argument("--only", help="storage, or what, or what:batch")
     a = parser.parse_args()
     os.makedirs(a.dir, exist_ok=True)
-    make_our_models(a.build, a.dir)
+    cases = [c for c in CASES if not a.only or a.only in (c[1], c[0], f"{c[0]}:{c[2]}")]
+    make_our_models(a.build, a.dir, {c[1] for c in cases})
     subprocess.run([a.llama_python, os.path.abspath(__file__), "--child", "make", a.dir],
                    check=True, capture_output=True)
     rows = []
-    for case in CASES:
+    for case in cases:
         what, storage, batch = case[:3]
-        if a.only and a.only not in (storage, what, f"{what}:{batch}"):
-            continue
         ours, peers = measure(a, case)
         for numeric, mine in ours.items():
             if storage != "bf16" and numeric == "fast":
