@@ -32,7 +32,7 @@ typedef struct {
     mr_rows rows;
     uint32_t tokens, entries_per_token, slots;
     double seconds;
-    bool huge;
+    bool huge, alone;
 } bench;
 
 /* Adds up the bytes of GROUP or one rows as 64-bit words, asking line by line for as many later
@@ -281,13 +281,13 @@ static void measure(const bench *b, uint32_t threads, int rounds, uint64_t table
     const manner pooling = {0};
     const size_t row_bytes = b->rows.stride;
     for (uint32_t i = 0; i < threads; i++) open_lane(&lanes[i], b, i);
-    const manner plain = tune(lanes, threads, row_bytes, 0);
-    const manner group = tune(lanes, threads, row_bytes, 1);
+    const manner plain = b->alone ? pooling : tune(lanes, threads, row_bytes, 0);
+    const manner group = b->alone ? pooling : tune(lanes, threads, row_bytes, 1);
     rate(lanes, threads, pooling);
     for (int i = 0; i < rounds; i++) {
         pools[i] = rate(lanes, threads, pooling);
-        plains[i] = rate(lanes, threads, plain);
-        groups[i] = rate(lanes, threads, group);
+        plains[i] = b->alone ? pools[i] : rate(lanes, threads, plain);
+        groups[i] = b->alone ? pools[i] : rate(lanes, threads, group);
         to_plain[i] = pools[i] / plains[i];
         to_group[i] = pools[i] / groups[i];
     }
@@ -305,7 +305,7 @@ int main(int argc, char **argv) {
     const char *isa = NULL, *element = "bf16";
     int64_t mib = 2048, width = 1024, threads = 1, tokens = 16, k = 84, slots = 1, rounds = 5;
     double seconds = 0.3;
-    bool small_pages = false;
+    bool small_pages = false, alone = false;
     const mr_option options[] = {
         {"element", 0, MR_OPT_TEXT, &element, 0, 0, "TYPE",
          "a storage type: f32, bf16, int8, .. (bf16)"},
@@ -319,6 +319,8 @@ int main(int argc, char **argv) {
         {"seconds", 0, MR_OPT_DOUBLE, &seconds, 0.01, 60, "S", "length of a round (0.3)"},
         {"isa", 0, MR_OPT_TEXT, &isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"small-pages", 0, MR_OPT_FLAG, &small_pages, 0, 0, NULL, "do not ask for huge pages"},
+        {"alone", 0, MR_OPT_FLAG, &alone, 0, 0, NULL,
+         "only pool: the reading loops are not run, their columns repeat it"},
         {0}};
     const mr_command_spec spec = {
         "bench_pool [options]",
@@ -344,7 +346,8 @@ int main(int argc, char **argv) {
                .entries_per_token = (uint32_t)k,
                .slots = (uint32_t)slots,
                .seconds = seconds,
-               .huge = !small_pages};
+               .huge = !small_pages,
+               .alone = alone};
     const mr_storage storage = mr_storage_of(type);
     const uint64_t table_bytes = (uint64_t)mib << 20;
     const size_t row_bytes = (size_t)mr_storage_bytes(storage, (uint64_t)width);

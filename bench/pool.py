@@ -3,8 +3,8 @@
 
     bench/pool.py BUILD_DIR [--quick]
 
-Runs bench_pool for the row shapes of the presets, f32 and bf16, 1 and 2 threads, and adds the rows
-to bench/results/pool.csv. Goal: pool_to_plain of at least 0.8."""
+Runs bench_pool for the row shapes of the presets, bf16, f32, int8 and int4, 1 and 2 threads, and adds the rows
+to bench/results/pool.csv. Goal: pool_to_plain of at least 0.9."""
 import subprocess
 import sys
 
@@ -25,7 +25,7 @@ def main():
     bench = record.program(sys.argv[1], "bench", "bench_pool")
     rows = []
     print(",".join(COLUMNS))
-    for element in ("bf16", "f32"):
+    for element in ("bf16", "f32", "int8", "int4"):
         for width, entries in SHAPES[:2] if quick else SHAPES:
             for threads in (1, 2):
                 record.wait_until_quiet()

@@ -233,6 +233,7 @@ static mr_status keep_slice(const side *s, uint64_t bytes, mr_err *err) {
 static void make_resident(const mr_mapping *mapping) {
     if (!mapping->base) return;
     madvise(mapping->base, mapping->base_bytes, MADV_NORMAL);
+    madvise(mapping->base, mapping->base_bytes, MADV_HUGEPAGE); /* where files can have them */
 #ifdef MADV_POPULATE_READ
     if (madvise(mapping->base, mapping->base_bytes, MADV_POPULATE_READ) == 0) return;
 #endif
