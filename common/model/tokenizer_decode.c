@@ -209,6 +209,7 @@ static void replace_metaspace(const tokenizer_decoder *d, const char *text, size
 
 static mr_status replace_string(tokenizer_run *run, const tokenizer_decoder *d, const char *text,
                                 size_t bytes, mr_text *out) {
+    if (d->pattern.exact) run->has_young = tokenizer_has_young(text, bytes);
     tokenizer_finder f = tokenizer_finder_open(run, &d->pattern, text, bytes);
     size_t done = 0, start, end;
     while (out->bytes <= MR_MAX_TEXT_BYTES && tokenizer_finder_next(&f, &start, &end)) {
@@ -220,10 +221,10 @@ static mr_status replace_string(tokenizer_run *run, const tokenizer_decoder *d, 
     return f.status;
 }
 
-/* Decoders first .. end-1 on one string, which is replaced by what they make of it. run: only
- * needed by expressions. */
+/* Decoders first .. end-1 on one string, text[0], which is replaced by what they make of it;
+ * text[1] is scratch. run: only needed by expressions. */
 static mr_status by_string(const mr_tokenizer *t, tokenizer_run *run, uint32_t first, uint32_t end,
-                           bool is_first, mr_text text[2], size_t bytes_max) {
+                           bool is_first, mr_text *text, size_t bytes_max) {
     for (uint32_t i = first; i < end; i++) {
         const tokenizer_decoder *d = &t->decoders[i];
         const char *in = mr_text_string(&text[0]);

@@ -62,8 +62,9 @@ typedef struct {
 } tokenizer_trie;
 
 typedef struct {
-    pcre2_code *code; /* of a Regex */
-    char *string;     /* of a String: `bytes` of it */
+    pcre2_code *code;  /* of a Regex */
+    pcre2_code *exact; /* for texts with young characters; NULL: the same */
+    char *string;      /* of a String: `bytes` of it */
     size_t bytes;
 } tokenizer_pattern; /* both NULL: none */
 
@@ -90,7 +91,7 @@ typedef enum {
     STAGE_CHARACTERS, /* by a kind of character */
     STAGE_WORDS,      /* Whitespace: words and runs of other signs, without the spaces */
     STAGE_METASPACE,
-    STAGE_BYTE_LEVEL, /* always the last one */
+    STAGE_BYTE_LEVEL, /* the last one, and only where it does something */
 } tokenizer_stage_kind;
 
 typedef enum {
@@ -179,6 +180,7 @@ typedef struct {
     mr_err *err;
     pcre2_match_data *match;
     pcre2_match_context *limits; /* of backtracking, by the size of the text */
+    bool has_young;              /* the text at hand has characters PCRE2 does not know */
     tokenizer_buffer normal[2];
     struct tokenizer_symbol *symbols;
     struct tokenizer_pending *heap;
@@ -219,7 +221,11 @@ mr_status tokenizer_read_metaspace(const json_t *item, const char *what, char re
 
 void tokenizer_strings_open(tokenizer_strings *s, uint32_t count, size_t bytes);
 void tokenizer_strings_free(tokenizer_strings *s);
-const char *tokenizer_strings_at(const tokenizer_strings *s, uint32_t id, size_t *bytes);
+static inline const char *tokenizer_strings_at(const tokenizer_strings *s, uint32_t id,
+                                               size_t *bytes) {
+    *bytes = (size_t)(s->offset[id + 1] - s->offset[id]);
+    return s->data + s->offset[id];
+}
 /* The bytes a spelling stands for: by the byte alphabet if all of it is in there (*byte_level),
  * else itself. out has room for all of the spelling. */
 size_t tokenizer_spelled_bytes(char *out, const char *spelling, size_t bytes, bool *byte_level);

@@ -54,11 +54,6 @@ void tokenizer_strings_free(tokenizer_strings *s) {
     *s = (tokenizer_strings){0};
 }
 
-const char *tokenizer_strings_at(const tokenizer_strings *s, uint32_t id, size_t *bytes) {
-    *bytes = (size_t)(s->offset[id + 1] - s->offset[id]);
-    return s->data + s->offset[id];
-}
-
 /* --- vocabulary ------------------------------------------------------------------------------- */
 
 /* spelling[id] for all of vocab; refuses duplicates and ids that do not fit. */

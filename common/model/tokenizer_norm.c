@@ -163,6 +163,7 @@ static void apply_strip(const tokenizer_normalizer *n, const tokenizer_normalize
 
 static mr_status apply_replace(tokenizer_run *run, const tokenizer_normalizer *n,
                                const tokenizer_normalized *in, tokenizer_buffer *out) {
+    run->has_young = n->pattern.exact && tokenizer_has_young(in->text, in->bytes);
     tokenizer_finder f = tokenizer_finder_open(run, &n->pattern, in->text, in->bytes);
     size_t start, end, copied = 0;
     while (out->status == MR_OK && tokenizer_finder_next(&f, &start, &end)) {

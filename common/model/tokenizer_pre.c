@@ -136,7 +136,9 @@ static mr_status read_item(mr_tokenizer *t, const json_t *item, mr_err *err) {
     if (strcmp(type, "ByteLevel") != 0)
         return mr_fail(err, MR_ERR_UNSUPPORTED, "pre_tokenizer '%.40s' is not supported", type);
     t->byte_level = true;
-    return read_byte_level(stage, item, err);
+    const mr_status inner = read_byte_level(stage, item, err);
+    if (!stage->pattern.code && !stage->prefix_space) t->stage_count--; /* it has nothing to do */
+    return inner;
 }
 
 mr_status tokenizer_read_pre(mr_tokenizer *t, const json_t *root, mr_err *err) {
@@ -360,5 +362,6 @@ static mr_status run_stage(tokenizer_run *run, uint32_t stage, tokenizer_piece p
 mr_status tokenizer_split(tokenizer_run *run, tokenizer_piece piece) {
     if (piece.bytes == 0) return MR_OK;
     if (run->tokenizer->stage_count == 0) return tokenizer_merge_word(run, piece.text, piece.bytes);
+    run->has_young = tokenizer_has_young(piece.text, piece.bytes);
     return run_stage(run, 0, piece);
 }

@@ -2,8 +2,8 @@
  *
  * The expressions are written for Oniguruma; PCRE2 reads nearly all of them the same way. The
  * differences that matter are translated: white space, word characters and the usual properties
- * become sets with the members of the reference's Unicode version (PCRE2's is older, and its
- * scripts are wider), \uXXXX becomes \x{XXXX}, ^ and $ match at lines. Sets within sets and && are
+ * become sets with the members of the reference's Unicode version (PCRE2's scripts are wider),
+ * \uXXXX becomes \x{XXXX}, ^ and $ match at lines. Sets within sets and && are
  * refused, since PCRE2 would quietly read them otherwise. */
 #include "common/model/tokenizer_impl.h"
 
@@ -24,12 +24,25 @@ static const tokenizer_property *find_property(const char *name, size_t bytes) {
     return NULL;
 }
 
-static void add_members(mr_text *out, const tokenizer_property *p, bool in_set, bool negated) {
-    mr_text_format(out, in_set ? "%.0s%s%s" : "[%s%s%s]", negated ? "^" : "", p->inner, p->more);
+/* How an expression is being written. */
+typedef struct {
+    mr_text *out;
+    bool in_set;
+    bool exact; /* with the younger members */
+} writing;
+
+static void add_members(const writing *w, const tokenizer_property *p, bool negated) {
+    const char *more = w->exact ? p->more : "";
+    if (w->in_set)
+        mr_text_format(w->out, "%s%s", p->inner, more);
+    else if (!negated && *more == '\0' && strchr(p->inner, '}')[1] == '\0')
+        mr_text_add_string(w->out, p->inner); /* the property itself: the fastest */
+    else
+        mr_text_format(w->out, "[%s%s%s]", negated ? "^" : "", p->inner, more);
 }
 
 /* \p{NAME}, \P{NAME} and \p{^NAME}; 0: not one that needs translating. */
-static size_t translate_property(mr_text *out, const char *at, size_t bytes, bool in_set) {
+static size_t translate_property(const writing *w, const char *at, size_t bytes) {
     bool negated = at[1] == 'P';
     const char *end = bytes > 3 && at[2] == '{' ? memchr(at, '}', bytes) : NULL;
     if (!end) return 0;
@@ -39,13 +52,15 @@ static size_t translate_property(mr_text *out, const char *at, size_t bytes, boo
         name++;
     }
     const tokenizer_property *p = find_property(name, (size_t)(end - name));
-    if (!p || (in_set && negated)) return 0; /* a set cannot take away: PCRE2's own meaning */
-    add_members(out, p, in_set, negated);
+    if (!p || (w->in_set && negated)) return 0; /* a set cannot take away: PCRE2's own meaning */
+    add_members(w, p, negated);
     return (size_t)(end - at) + 1;
 }
 
 /* One escape of the source, at[0] = '\\'; returns how many bytes it took. */
-static size_t translate_escape(mr_text *out, const char *at, size_t bytes, bool in_set) {
+static size_t translate_escape(const writing *w, const char *at, size_t bytes) {
+    mr_text *out = w->out;
+    const bool in_set = w->in_set;
     if (bytes < 2) {
         mr_text_add(out, at, bytes);
         return bytes;
@@ -63,11 +78,11 @@ static size_t translate_escape(mr_text *out, const char *at, size_t bytes, bool 
     case 'd':
     case 'D':
         if (in_set && negated) break;
-        add_members(out, find_property(lower, 1), in_set, negated);
+        add_members(w, find_property(lower, 1), negated);
         return 2;
     case 'p':
     case 'P': {
-        const size_t taken = translate_property(out, at, bytes, in_set);
+        const size_t taken = translate_property(w, at, bytes);
         if (taken > 0) return taken;
         break;
     }
@@ -82,63 +97,69 @@ static size_t translate_escape(mr_text *out, const char *at, size_t bytes, bool 
     return 2;
 }
 
-static mr_status translate(mr_text *out, const char *source, size_t bytes, const char *what,
-                           mr_err *err) {
-    bool in_set = false;
+static mr_status translate(mr_text *out, const char *source, size_t bytes, bool exact,
+                           const char *what, mr_err *err) {
+    writing w = {.out = out, .exact = exact};
     for (size_t at = 0; at < bytes;) {
         const char c = source[at];
         const char next = at + 1 < bytes ? source[at + 1] : '\0';
         if (c == '\\') {
-            at += translate_escape(out, source + at, bytes - at, in_set);
+            at += translate_escape(&w, source + at, bytes - at);
             continue;
         }
-        if (in_set && ((c == '[' && next != ':') || (c == '&' && next == '&')))
+        if (w.in_set && ((c == '[' && next != ':') || (c == '&' && next == '&')))
             return mr_fail(err, MR_ERR_UNSUPPORTED,
                            "%s: the expression uses sets within sets ([..[..]] or &&)", what);
         mr_text_add(out, &c, 1);
         at++;
-        if (!in_set && c == '[') {
-            in_set = true;
+        if (!w.in_set && c == '[') {
+            w.in_set = true;
             if (at < bytes && source[at] == '^') mr_text_add(out, &source[at++], 1);
             if (at < bytes && source[at] == ']') mr_text_add(out, &source[at++], 1);
-        } else if (in_set && c == '[') { /* a POSIX class, to its end */
+        } else if (w.in_set && c == '[') { /* a POSIX class, to its end */
             while (at < bytes && source[at] != ']') mr_text_add(out, &source[at++], 1);
             if (at < bytes) mr_text_add(out, &source[at++], 1);
-        } else if (in_set && c == ']')
-            in_set = false;
+        } else if (w.in_set && c == ']')
+            w.in_set = false;
     }
     return MR_OK;
 }
 
-mr_status tokenizer_pattern_compile(tokenizer_pattern *pattern, const char *source, size_t bytes,
-                                    const char *what, mr_err *err) {
-    mr_text text = {0};
+static mr_status compile(pcre2_code **out, const mr_text *text, const char *what, mr_err *err) {
     int code;
     PCRE2_SIZE where;
-    if (bytes == 0 || bytes > MR_MAX_REGEX_BYTES)
-        return mr_fail(err, MR_ERR_LIMIT, "%s: an expression of %zu bytes (1 to %d)", what, bytes,
-                       MR_MAX_REGEX_BYTES);
-    mr_status status = translate(&text, source, bytes, what, err);
-    if (status != MR_OK) goto free_text;
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (context) {
         pcre2_set_newline(context, PCRE2_NEWLINE_LF);
         pcre2_set_parens_nest_limit(context, 100);
     }
     const uint32_t flags = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
-    pattern->code =
-        pcre2_compile((PCRE2_SPTR)mr_text_string(&text), text.bytes, flags, &code, &where, context);
+    *out =
+        pcre2_compile((PCRE2_SPTR)mr_text_string(text), text->bytes, flags, &code, &where, context);
     pcre2_compile_context_free(context);
-    if (!pattern->code) {
+    if (!*out) {
         PCRE2_UCHAR reason[128] = {0};
         pcre2_get_error_message(code, reason, sizeof(reason));
-        status = mr_fail(err, MR_ERR_FORMAT, "%s: the expression is not understood: %s", what,
-                         (const char *)reason);
-        goto free_text;
+        return mr_fail(err, MR_ERR_FORMAT, "%s: the expression is not understood: %s", what,
+                       (const char *)reason);
     }
-    pcre2_jit_compile(pattern->code, PCRE2_JIT_COMPLETE); /* where it fails, it is interpreted */
-free_text:
+    pcre2_jit_compile(*out, PCRE2_JIT_COMPLETE); /* where it fails, it is interpreted */
+    return MR_OK;
+}
+
+mr_status tokenizer_pattern_compile(tokenizer_pattern *pattern, const char *source, size_t bytes,
+                                    const char *what, mr_err *err) {
+    mr_text text = {0}, exact = {0};
+    if (bytes == 0 || bytes > MR_MAX_REGEX_BYTES)
+        return mr_fail(err, MR_ERR_LIMIT, "%s: an expression of %zu bytes (1 to %d)", what, bytes,
+                       MR_MAX_REGEX_BYTES);
+    mr_status status = translate(&text, source, bytes, false, what, err);
+    if (status == MR_OK) status = compile(&pattern->code, &text, what, err);
+    if (status == MR_OK) status = translate(&exact, source, bytes, true, what, err);
+    if (status == MR_OK && exact.bytes != text.bytes)
+        status = compile(&pattern->exact, &exact, what, err);
     mr_text_free(&text);
+    mr_text_free(&exact);
     return status;
 }
 
@@ -163,16 +184,19 @@ mr_status tokenizer_pattern_read(tokenizer_pattern *pattern, const json_t *item,
 
 void tokenizer_pattern_free(tokenizer_pattern *pattern) {
     pcre2_code_free(pattern->code);
+    pcre2_code_free(pattern->exact);
     free(pattern->string);
     *pattern = (tokenizer_pattern){0};
 }
 
 static int match_at(const tokenizer_finder *f, size_t from) {
     pcre2_match_data *match = f->run->match;
-    int found = pcre2_match(f->pattern->code, (PCRE2_SPTR)f->text, f->bytes, from,
-                            PCRE2_NO_UTF_CHECK, match, f->run->limits);
+    const pcre2_code *code =
+        f->run->has_young && f->pattern->exact ? f->pattern->exact : f->pattern->code;
+    int found = pcre2_match(code, (PCRE2_SPTR)f->text, f->bytes, from, PCRE2_NO_UTF_CHECK, match,
+                            f->run->limits);
     if (found == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter keeps its stack on the heap */
-        found = pcre2_match(f->pattern->code, (PCRE2_SPTR)f->text, f->bytes, from,
+        found = pcre2_match(code, (PCRE2_SPTR)f->text, f->bytes, from,
                             PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match, f->run->limits);
     return found;
 }

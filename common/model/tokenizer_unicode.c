@@ -110,6 +110,27 @@ bool tokenizer_is_space(uint32_t c) {
            c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
+bool tokenizer_has_young(const char *text, size_t bytes) {
+    uint32_t above = 0, below = 0; /* between these two there is none: most texts stay there */
+    for (size_t at = 0; at < bytes;) {
+        const uint8_t byte = (uint8_t)text[at];
+        if (byte < 0xe0) { /* there is none of two bytes */
+            at++;
+            continue;
+        }
+        const size_t length = byte < 0xf0 ? 3 : 4;
+        const uint32_t c = tokenizer_character(text + at, length);
+        at += length;
+        if (c > above && c < below) continue;
+        size_t next = 0;
+        while (next < tokenizer_young_count && tokenizer_young[next].last < c) next++;
+        if (next < tokenizer_young_count && tokenizer_young[next].first <= c) return true;
+        above = next ? tokenizer_young[next - 1].last : 0;
+        below = next < tokenizer_young_count ? tokenizer_young[next].first : UINT32_MAX;
+    }
+    return false;
+}
+
 size_t tokenizer_lower_case(uint32_t out[2], uint32_t c) {
     if (c < 0x80) {
         out[0] = c >= 'A' && c <= 'Z' ? c + 32 : c;
@@ -321,14 +342,19 @@ static void add_part(part_list *list, uint32_t c, uint32_t origin) {
     list->items[list->count++] = (part){c, origin, combining_class(c)};
 }
 
+static void move(part *to, const part *from) { /* as in the reference, origins stay in order */
+    to->c = from->c;
+    to->rank = from->rank;
+}
+
 /* Stable by rank, in linear time: a hostile text is one long run of marks. */
 static void order_run(part *run, part *spare, size_t count) {
     if (count < 24) {
         for (size_t i = 1; i < count; i++) {
             const part moved = run[i];
             size_t at = i;
-            for (; at > 0 && run[at - 1].rank > moved.rank; at--) run[at] = run[at - 1];
-            run[at] = moved;
+            for (; at > 0 && run[at - 1].rank > moved.rank; at--) move(&run[at], &run[at - 1]);
+            move(&run[at], &moved);
         }
         return;
     }
@@ -336,7 +362,7 @@ static void order_run(part *run, part *spare, size_t count) {
     for (size_t i = 0; i < count; i++) first[run[i].rank + 1u]++;
     for (size_t rank = 0; rank < 256; rank++) first[rank + 1] += first[rank];
     for (size_t i = 0; i < count; i++) spare[first[run[i].rank]++] = run[i];
-    memcpy(run, spare, count * sizeof(part));
+    for (size_t i = 0; i < count; i++) move(&run[i], &spare[i]);
 }
 
 static void order(part_list *list) {

@@ -25,9 +25,9 @@ typedef struct {
 } tokenizer_property;
 
 extern const tokenizer_range tokenizer_words[], tokenizer_digits[], tokenizer_punctuation[],
-    tokenizer_accents[], tokenizer_inert[];
+    tokenizer_accents[], tokenizer_inert[], tokenizer_young[];
 extern const size_t tokenizer_words_count, tokenizer_digits_count, tokenizer_punctuation_count,
-    tokenizer_accents_count, tokenizer_inert_count;
+    tokenizer_accents_count, tokenizer_inert_count, tokenizer_young_count;
 extern const tokenizer_lower tokenizer_lowers[];
 extern const size_t tokenizer_lowers_count;
 extern const tokenizer_property tokenizer_properties[];
@@ -44,6 +44,8 @@ bool tokenizer_is_digit(uint32_t c);
 bool tokenizer_is_punctuation(uint32_t c);
 bool tokenizer_is_accent(uint32_t c);
 bool tokenizer_is_space(uint32_t c);
+/* Whether valid text has a character that the reference's expressions know and PCRE2 does not. */
+bool tokenizer_has_young(const char *text, size_t bytes);
 /* The lower case: one or two characters. */
 size_t tokenizer_lower_case(uint32_t out[2], uint32_t c);
 

@@ -16,6 +16,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 OUT = Path(__file__).resolve().parents[2] / "common/model/tokenizer_unicode_data.c"
 POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 CATEGORIES = ["L", "N", "M", "P", "S", "Lu", "Ll", "Lt", "Lm", "Lo", "Nd"]
+WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}"
 SCRIPTS = ["Han", "Hiragana", "Katakana", "Hangul", "Latin", "Greek", "Cyrillic", "Arabic", "Hebrew", "Thai"]
 
 
@@ -128,9 +129,10 @@ def table(name, why, points):
             f"const size_t tokenizer_{name}_count = {len(cells)};\n")
 
 
-def addition(name, truth, inner):
+def addition(name, truth, inner, young):
     have = pcre2_matched(f"[{inner}]")
     more, less = truth - have, have - truth
+    young |= more
     if less:
         sys.exit(f"{name}: PCRE2 has {sorted(map(hex, less))[:20]} more")
     text = "".join(f"\\\\x{{{a:x}}}" + (f"-\\\\x{{{b:x}}}" if b > a else "") for a, b in ranges(more))
@@ -150,13 +152,13 @@ def main():
     accents = {c for c in POINTS if normalizers.StripAccents().normalize_str("a" + chr(c)) == "a"}
     digits = cut_out(pre_tokenizers.Digits(True), "a")
     punctuation = cut_out(pre_tokenizers.Punctuation(), "a")
-    additions = ""
+    additions, young = "", set()
     for name in CATEGORIES:
-        additions += addition(name, matched(f"\\p{{{name}}}"), f"\\p{{{name}}}")
+        additions += addition(name, matched(f"\\p{{{name}}}"), f"\\p{{{name}}}", young)
     for name in SCRIPTS:
-        additions += addition(name, matched(f"\\p{{{name}}}"), f"\\p{{sc:{name}}}")
-    additions += addition("w", matched("\\w"), "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}")
-    additions += addition("d", matched("\\d"), "\\p{Nd}")
+        additions += addition(name, matched(f"\\p{{{name}}}"), f"\\p{{sc:{name}}}", young)
+    additions += addition("w", matched("\\w"), WORD, young)
+    additions += addition("d", matched("\\d"), "\\p{Nd}", young)
     runs = lower_exceptions()
     inert = inert_points() | (set(POINTS) - pcre2_matched("\\P{Cn}"))  # younger ones too
     cells = [f"{{0x{a:x}, 0x{b:x}, {d}}}," for a, b, d in runs]
@@ -175,6 +177,7 @@ const tokenizer_lower tokenizer_lowers[] = {{
 }};
 const size_t tokenizer_lowers_count = {len(cells)};
 
+{table("young", "All that PCRE2 lacks below.", young)}
 /* Properties by their name there: as PCRE2 writes them in a set, and the members it lacks. */
 const tokenizer_property tokenizer_properties[] = {{
 {additions}}};

@@ -147,6 +147,43 @@ static void test_special_tokens_have_no_text(void **state) {
     mr_stream_close(stream);
 }
 
+/* A vocabulary of characters: a run of byte tokens is text only when it ends, and belongs to them;
+ * the first space stays where other text stood before. */
+static void test_pieces_and_runs_of_bytes(void **state) {
+    (void)state;
+    static const char *const stops[] = {"\xf0\x9f\x99\x82!"};
+    mr_tokenizer *pieces;
+    mr_err err = {{0}};
+    mr_token_list ids = {0};
+    if (mr_tokenizer_open(&pieces, MR_SOURCE_DIR "/tests/tokenizer/llama2.json", &err) != MR_OK)
+        fail_msg("%s", err.text);
+    const char *text = "a \xf0\x9f\x98\x80 b\xf0\x9f\x99\x82!x";
+    assert_int_equal(mr_tokenizer_encode(pieces, text, strlen(text), NULL, &ids, &err), MR_OK);
+    for (int continues = 0; continues < 2; continues++) {
+        mr_stop_set *set = stops_of(stops, 1);
+        mr_stream *stream = mr_stream_open(pieces, set, true, continues);
+        collected c = {0};
+        uint64_t offset = 0;
+        for (size_t i = 0; i < ids.count && !c.stopped; i++) {
+            const mr_stream_part part =
+                mr_stream_push(stream, &(mr_token_entry){.token = ids.items[i]});
+            for (uint32_t e = 0; e < part.entry_count; e++) {
+                assert_true(part.entries[e].text_offset >= offset);
+                offset = part.entries[e].text_offset;
+            }
+            collect(&c, part);
+        }
+        assert_true(c.stopped);
+        const char *wanted = &" a \xf0\x9f\x98\x80 b"[continues ? 0 : 1];
+        assert_string_equal(mr_text_string(&c.text), wanted);
+        mr_text_free(&c.text);
+        mr_stream_close(stream);
+        mr_stop_set_close(set);
+    }
+    mr_token_list_free(&ids);
+    mr_tokenizer_close(pieces);
+}
+
 /* Where a plain search finds the first stop string to end; SIZE_MAX: nowhere. */
 static size_t cut_of(const char *text, size_t bytes, const char *const *stops, uint32_t count) {
     for (size_t end = 1; end <= bytes; end++) {
@@ -187,6 +224,7 @@ int main(void) {
         cmocka_unit_test(test_stop_text_is_held_back),
         cmocka_unit_test(test_entries_follow_their_text),
         cmocka_unit_test(test_special_tokens_have_no_text),
+        cmocka_unit_test(test_pieces_and_runs_of_bytes),
         cmocka_unit_test(test_random_texts_against_a_plain_search),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
