@@ -6,9 +6,11 @@
 #include "common/base/mem.h"
 #include "common/model/convert.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct {
     const char *dtype, *table_dtype, *keep, *samples;
@@ -40,6 +42,18 @@ static mr_status parse_keep(const char **names, uint32_t *count, char *text, mr_
     return MR_OK;
 }
 
+/* Before the work, not after it. */
+static mr_status check_samples(const char *model, const char *samples, mr_err *err) {
+    char *tokenizer = mr_format("%s/tokenizer.json", model);
+    mr_status status = MR_OK;
+    if (access(tokenizer, R_OK) != 0)
+        status = mr_fail(err, MR_ERR_ARGUMENT, "--samples needs %s", tokenizer);
+    else if (access(samples, R_OK) != 0)
+        status = mr_fail(err, MR_ERR_IO, "open %s: %s", samples, strerror(errno));
+    free(tokenizer);
+    return status;
+}
+
 static mr_status convert(mr_convert_report *report, const char *from, const char *to,
                          const arguments *a, mr_err *err) {
     const char *keep[KEEP_MAX];
@@ -56,15 +70,7 @@ static mr_status convert(mr_convert_report *report, const char *from, const char
         status =
             mr_fail(err, MR_ERR_ARGUMENT, "nothing to do: give --dtype, --table-dtype or --pack");
     if (status == MR_OK) status = mr_model_open(&model, from, err);
-    if (status == MR_OK && a->samples) {
-        char *path = mr_format("%s/tokenizer.json", from);
-        FILE *tokenizer = fopen(path, "r");
-        if (!tokenizer)
-            status = mr_fail(err, MR_ERR_ARGUMENT, "--samples needs %s", path);
-        else
-            fclose(tokenizer);
-        free(path);
-    }
+    if (status == MR_OK && a->samples) status = check_samples(from, a->samples, err);
     if (status == MR_OK && o.tables != MR_STORE_COUNT && mr_model_table_count(model) == 0)
         status = mr_fail(err, MR_ERR_ARGUMENT, "%s has no tables for --table-dtype", from);
     if (status == MR_OK) status = mr_team_open(&o.team, (uint32_t)a->threads, err);

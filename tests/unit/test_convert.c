@@ -166,7 +166,8 @@ static void test_there_and_back(void **state) {
 /* Every kind of model: floats stay what they are, panels give the same bits as rows. */
 static void test_families(void **state) {
     static const char *const models[] = {"dense",         "moe_topk_norm", "v1_ive4_skip",
-                                         "v2_glu_kx2_e4", "memory_plus",   "pkm"};
+                                         "v2_glu_kx2_e4", "memory_plus",   "pkm",
+                                         "hf_qwen2_moe",  "hf_olmo2"};
     static const mr_storage_type types[] = {MR_STORE_F32,  MR_STORE_BF16, MR_STORE_INT8_BLOCK,
                                             MR_STORE_INT4, MR_STORE_FP8,  MR_STORE_FP8_BLOCK};
     (void)state;
@@ -187,6 +188,37 @@ static void test_families(void **state) {
         }
         free(before.values);
     }
+}
+
+/* Parts of one matrix in different types: all of their numbers are there, as rows and as panels. */
+static void test_mixed_parts(void **state) {
+    static const char *const keys[] = {"k_proj"}, *const values[] = {"v_proj", "q_proj"};
+    mr_convert_options o = {.dense = MR_STORE_INT8_BLOCK, .tables = MR_STORE_COUNT};
+    mr_model *model;
+    mr_matrix matrix;
+    mr_err err = {{0}};
+    (void)state;
+    convert(golden("hf_llama"), in("four"), MR_STORE_INT4, false);
+    o.keep = keys; /* int4 and int8-block */
+    o.keep_count = 1;
+    assert_int_equal(try_convert(in("four"), in("mixed"), o, &err), MR_OK);
+    assert_int_equal(mr_model_open(&model, in("mixed"), &err), MR_OK);
+    mr_matrix_of(&matrix, model, (mr_matrix_id){MR_MATRIX_ATT_PROJ, 0, 0});
+    assert_int_equal(mr_storage_type_of(mr_matrix_storage(model, &matrix)), MR_STORE_INT8_BLOCK);
+    mr_model_close(model);
+    logits four = run(in("four")), mixed = run(in("mixed"));
+    assert_true(same_bits(&four, &mixed)); /* the codes are the same */
+    o.dense = MR_STORE_FP8;
+    o.keep = values; /* int4, f32 and fp8 */
+    o.keep_count = 2;
+    assert_int_equal(try_convert(in("mixed"), in("three"), o, &err), MR_OK);
+    convert(in("three"), in("three-panels"), MR_STORE_COUNT, true);
+    logits three = run(in("three")), panels = run(in("three-panels"));
+    assert_true(same_bits(&three, &panels));
+    free(four.values);
+    free(mixed.values);
+    free(three.values);
+    free(panels.values);
 }
 
 /* --- checkpoints with scales beside them -------------------------------------------------------
@@ -497,10 +529,10 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_there_and_back),  cmocka_unit_test(test_families),
-        cmocka_unit_test(test_fp8_checkpoints), cmocka_unit_test(test_refused_models),
-        cmocka_unit_test(test_refused_packs),   cmocka_unit_test(test_refused_conversions),
-        cmocka_unit_test(test_resident_memory),
+        cmocka_unit_test(test_there_and_back),      cmocka_unit_test(test_families),
+        cmocka_unit_test(test_mixed_parts),         cmocka_unit_test(test_fp8_checkpoints),
+        cmocka_unit_test(test_refused_models),      cmocka_unit_test(test_refused_packs),
+        cmocka_unit_test(test_refused_conversions), cmocka_unit_test(test_resident_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
