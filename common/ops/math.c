@@ -71,14 +71,12 @@ void mr_sin_cos(double x, double *sine, double *cosine) {
     }
 }
 
-/* erf by a Taylor expansion around the nearest multiple of 1/64; beyond 6 it is 1 in double. */
-enum { ERF_STEPS = 64, ERF_RANGE = 6, ERF_POINTS = ERF_STEPS * ERF_RANGE + 2 };
-static double erf_value[ERF_POINTS], erf_slope[ERF_POINTS];
+static double erf_value[MR_ERF_POINTS], erf_slope[MR_ERF_POINTS];
 static pthread_once_t erf_once = PTHREAD_ONCE_INIT;
 
 static void build_erf(void) {
-    for (int i = 0; i < ERF_POINTS; i++) {
-        const double x = (double)i / ERF_STEPS;
+    for (int i = 0; i < MR_ERF_POINTS; i++) {
+        const double x = (double)i / MR_ERF_STEPS;
         /* erf x = 2/sqrt(pi) e^(-x^2) sum 2^n x^(2n+1) / (2n+1)!!: all terms positive */
         const double gauss = mr_exp_double(-x * x);
         double term = x, sum = x;
@@ -91,17 +89,13 @@ static void build_erf(void) {
     }
 }
 
+void mr_erf_tables(const double **value, const double **slope) {
+    pthread_once(&erf_once, build_erf);
+    *value = erf_value;
+    *slope = erf_slope;
+}
+
 double mr_erf(double x) {
     pthread_once(&erf_once, build_erf);
-    const double a = x < 0 ? -x : x;
-    if (!(a < ERF_RANGE)) return x < 0 ? -1 : a == a ? 1 : x;
-    const int i = (int)(a * ERF_STEPS + 0.5);
-    const double p = (double)i / ERF_STEPS, h = a - p;
-    /* derivatives of erf over erf': 1, -2p, 4p^2-2, -8p^3+12p, 16p^4-48p^2+12 */
-    const double q = p * p;
-    const double series =
-        h * (1 + h * (-p + h * ((4 * q - 2) / 6 + h * ((-8 * q + 12) * p / 24 +
-                                                       h * (((16 * q - 48) * q + 12) / 120)))));
-    const double y = erf_value[i] + erf_slope[i] * series;
-    return x < 0 ? -y : y;
+    return mr_erf_of(x, erf_value, erf_slope);
 }

@@ -37,6 +37,29 @@ static inline float mr_exp(float x) {
     return x < -87.33654f ? 0.0f : x > 88.72283f ? __builtin_inff() : x == x ? y : x;
 }
 
+#ifndef MR_HOST_DEVICE
+#define MR_HOST_DEVICE /* the CUDA module makes this one a function of the device too */
+#endif
+
+/* erf by a Taylor expansion around the nearest multiple of 1/64; beyond 6 it is 1 in double. The
+ * tables hold erf and its derivative there. */
+enum { MR_ERF_STEPS = 64, MR_ERF_RANGE = 6, MR_ERF_POINTS = MR_ERF_STEPS * MR_ERF_RANGE + 2 };
+static inline MR_HOST_DEVICE double mr_erf_of(double x, const double *value, const double *slope) {
+    const double a = x < 0 ? -x : x;
+    if (!(a < MR_ERF_RANGE)) return x < 0 ? -1 : a == a ? 1 : x;
+    const int i = (int)(a * MR_ERF_STEPS + 0.5);
+    const double p = (double)i / MR_ERF_STEPS, h = a - p;
+    /* derivatives of erf over erf': 1, -2p, 4p^2-2, -8p^3+12p, 16p^4-48p^2+12 */
+    const double q = p * p;
+    const double series =
+        h * (1 + h * (-p + h * ((4 * q - 2) / 6 + h * ((-8 * q + 12) * p / 24 +
+                                                       h * (((16 * q - 48) * q + 12) / 120)))));
+    const double y = value[i] + slope[i] * series;
+    return x < 0 ? -y : y;
+}
+/* The tables, [MR_ERF_POINTS] each. */
+void mr_erf_tables(const double **value, const double **slope);
+
 double mr_erf(double x);                                 /* absolute error below 1e-13 */
 void mr_sin_cos(double x, double *sine, double *cosine); /* |x| <= 2^31, error below 1e-11 */
 double mr_ln(double x);                                  /* x > 0, normal */
