@@ -652,6 +652,7 @@ void mr_memshard_close(mr_memshard *shard) {
     for (uint32_t i = 0; i < MR_SEATS; i++) {
         assert(!atomic_load(&shard->seats[i].is_taken));
         free(shard->seats[i].memory);
+        mr_gpu_lane_close(shard->seats[i].gpu);
         for (int side = 0; side < 2; side++) mr_fetch_scratch_free(&shard->seats[i].fetched[side]);
     }
     pthread_mutex_lock(&shard->changes);

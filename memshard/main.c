@@ -30,7 +30,7 @@ typedef struct {
     const char *ucx, *capacity, *tier_ram, *cache_folder, *header_file, *key_file;
     const char *netrc_file;
     int64_t index, of, threads, ready_fd, spin_us, source_timeout_s;
-    int64_t scrub_mib_s;
+    int64_t scrub_mib_s, gpu;
     bool keys, is_key_required, no_verify, no_ucx;
     mr_agent_settings agent;
 } settings;
@@ -41,6 +41,7 @@ static int parse(settings *s, int argc, char **argv) {
                     .of = 1,
                     .threads = 2,
                     .scrub_mib_s = 32,
+                    .gpu = -1,
                     .ready_fd = -1};
     const mr_option options[] = {
         {"model", 'm', MR_OPT_TEXT, &s->model, 0, 0, "DIR|URL",
@@ -81,6 +82,7 @@ static int parse(settings *s, int argc, char **argv) {
          "64 hex digits: sessions may be keyed with it"},
         {"require-keys", 0, MR_OPT_FLAG, &s->is_key_required, 0, 0, NULL,
          "refuse sessions without a key: every frame carries a MAC"},
+        {"gpu", 0, MR_OPT_INT, &s->gpu, 0, 63, "N", "pool on GPU N: rows go to its memory too"},
         {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
         {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
          "write the address to this descriptor when ready"},
@@ -199,8 +201,10 @@ static void cells_changed(void *context) {
     if (*member) mr_memshard_member_changed(*member);
 }
 
-static mr_setup_options setup_of(const settings *s, const mr_ops *ops, uint64_t tier_bytes) {
+static mr_setup_options setup_of(const settings *s, const mr_ops *ops, mr_gpu *gpu,
+                                 uint64_t tier_bytes) {
     return (mr_setup_options){.ops = ops,
+                              .gpu = gpu,
                               .tier_bytes = tier_bytes,
                               .no_verify = s->no_verify,
                               .scrub_bytes_s =
@@ -211,7 +215,7 @@ static mr_setup_options setup_of(const settings *s, const mr_ops *ops, uint64_t 
                                                 .total_s = (uint32_t)s->source_timeout_s}};
 }
 
-static mr_status run_member(const settings *s, const mr_ops *ops, uint64_t tier_bytes,
+static mr_status run_member(const settings *s, const mr_ops *ops, mr_gpu *gpu, uint64_t tier_bytes,
                             mr_err *err) {
     mr_setup *setup;
     mr_memshard_member *member = NULL;
@@ -219,7 +223,7 @@ static mr_status run_member(const settings *s, const mr_ops *ops, uint64_t tier_
     mr_status status = MR_OK;
     if (s->capacity) status = mr_bytes_parse(&capacity, s->capacity, "--capacity", err);
     if (status != MR_OK) return status;
-    mr_setup_options options = setup_of(s, ops, tier_bytes);
+    mr_setup_options options = setup_of(s, ops, gpu, tier_bytes);
     options.changed = cells_changed;
     options.context = &member;
     status = mr_setup_open(&setup, &options, err);
@@ -263,9 +267,24 @@ static mr_status plan_static(const settings *s, mr_grid grid, mr_err *err) {
     return status;
 }
 
-static mr_status run(const settings *s, mr_err *err) {
+static mr_status run_static(const settings *s, const mr_ops *ops, mr_gpu *gpu, uint64_t tier_bytes,
+                            mr_err *err) {
     mr_setup *setup;
     mr_grid grid;
+    mr_status status = mr_grid_parse(&grid, s->grid, err);
+    if (status == MR_OK) status = plan_static(s, grid, err);
+    if (status != MR_OK) return status;
+    const mr_setup_options options = setup_of(s, ops, gpu, tier_bytes);
+    status = mr_setup_open(&setup, &options, err);
+    if (status != MR_OK) return status;
+    status = load_static(s, setup, grid, err);
+    if (status == MR_OK) status = serve(s, mr_setup_shard(setup), err);
+    mr_setup_close(setup);
+    return status;
+}
+
+static mr_status run(const settings *s, mr_err *err) {
+    mr_gpu *gpu = NULL;
     uint64_t tier_bytes = 0;
     const mr_ops *ops = mr_ops_find(s->isa);
     if (!ops)
@@ -273,18 +292,16 @@ static mr_status run(const settings *s, mr_err *err) {
                        "--isa %s: this processor or build has no such kernels", s->isa);
     mr_status status =
         s->tier_ram ? mr_bytes_parse(&tier_bytes, s->tier_ram, "--tier-ram", err) : MR_OK;
+    if (status == MR_OK && s->tier_ram && s->gpu >= 0)
+        status = mr_fail(err, MR_ERR_ARGUMENT,
+                         "--gpu and --tier-ram: rows are in a GPU or in files, not both");
+    if (status == MR_OK && s->gpu >= 0) status = mr_gpu_open(&gpu, (uint32_t)s->gpu, err);
     if (status != MR_OK) return status;
+    if (gpu) mr_log_info("rows go to %s", mr_gpu_name(gpu));
     mr_fabric_set_spin((uint32_t)s->spin_us);
-    if (s->agent.cluster) return run_member(s, ops, tier_bytes, err);
-    status = mr_grid_parse(&grid, s->grid, err);
-    if (status == MR_OK) status = plan_static(s, grid, err);
-    if (status != MR_OK) return status;
-    const mr_setup_options options = setup_of(s, ops, tier_bytes);
-    status = mr_setup_open(&setup, &options, err);
-    if (status != MR_OK) return status;
-    status = load_static(s, setup, grid, err);
-    if (status == MR_OK) status = serve(s, mr_setup_shard(setup), err);
-    mr_setup_close(setup);
+    status = s->agent.cluster ? run_member(s, ops, gpu, tier_bytes, err)
+                              : run_static(s, ops, gpu, tier_bytes, err);
+    mr_gpu_close(gpu);
     return status;
 }
 

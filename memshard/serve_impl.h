@@ -59,6 +59,7 @@ typedef struct {
     void *memory;
     size_t bytes;
     mr_fetch_scratch fetched[2]; /* values, pre-values */
+    mr_gpu_lane *gpu;            /* made when first needed */
     /* Answers by latency, in two windows that take turns. Written by who has the seat. */
     _Atomic int64_t window[2]; /* its number */
     _Atomic uint32_t latency[2][MR_LATENCY_STEPS];
@@ -163,11 +164,12 @@ mr_status mr_request_cores(const mr_request *q, uint16_t *first, uint16_t *count
 mr_status mr_request_fetch(mr_request *q, mr_seat *seat, bool values, bool pre_values, mr_err *err);
 /* One trip: x gets its scale, the dots become gates, the gates and scores weights, in room. */
 size_t mr_gate_bytes(const mr_wire_retrieve *f);
-mr_status mr_request_gate(const mr_memshard *shard, const mr_request *q, void *room,
+mr_status mr_request_gate(const mr_asked *asked, const mr_request *q, void *room,
                           const float **weight, mr_err *err);
 mr_status mr_request_check_sums(const mr_request *q, const float *weight, mr_err *err);
-void mr_request_pool(const mr_memshard *shard, const mr_request *q, const float *weight, void *sums,
-                     size_t bytes);
+/* On the GPU where the cell's rows are there too, else on the shard's team. */
+mr_status mr_request_pool(const mr_asked *asked, const mr_request *q, const float *weight,
+                          void *sums, size_t bytes, mr_err *err);
 
 mr_status mr_answer_retrieve(const mr_asked *asked, mr_request *q, mr_err *err);
 mr_status mr_answer_topk(const mr_asked *asked, const mr_topk_view *view, mr_err *err);

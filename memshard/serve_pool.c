@@ -190,13 +190,11 @@ static uint32_t entries_before(const mr_request *q, uint32_t token) {
     return entries;
 }
 
-static void pool_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
-    const kernel_work *w = context;
+static mr_pool_args pool_args(const kernel_work *w, uint32_t first, uint32_t count) {
     const mr_request *q = w->q;
     const mr_wire_retrieve *f = q->view.fixed;
     const uint32_t entry = entries_before(q, first), end = entries_before(q, first + count);
-    const size_t token_columns = (size_t)f->slots * q->values.columns;
-    const mr_pool_args args = {
+    return (mr_pool_args){
         .rows = q->values,
         .tokens = count,
         .entries = end - entry,
@@ -210,6 +208,13 @@ static void pool_tokens(void *context, uint32_t member, uint32_t first, uint32_t
         .core_columns = q->core_columns,
         .core_first = f->core_first,
     };
+}
+
+static void pool_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const kernel_work *w = context;
+    const mr_wire_retrieve *f = w->q->view.fixed;
+    const size_t token_columns = (size_t)f->slots * w->q->values.columns;
+    const mr_pool_args args = pool_args(w, first, count);
     (void)member;
     if (f->accumulator_bits == 32)
         w->ops->pool32((int32_t *)w->out + first * token_columns, &args);
@@ -217,11 +222,10 @@ static void pool_tokens(void *context, uint32_t member, uint32_t first, uint32_t
         w->ops->pool64((int64_t *)w->out + first * token_columns, &args);
 }
 
-static void dot_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
-    const kernel_work *w = context;
+static mr_gate_args dot_args(const kernel_work *w, uint32_t first, uint32_t count) {
     const mr_request *q = w->q;
     const uint32_t entry = entries_before(q, first), end = entries_before(q, first + count);
-    const mr_gate_args args = {
+    return (mr_gate_args){
         .rows = q->pre_values,
         .tokens = count,
         .entries = end - entry,
@@ -230,8 +234,13 @@ static void dot_tokens(void *context, uint32_t member, uint32_t first, uint32_t 
         .x = w->values + (size_t)first * q->view.fixed->x_columns,
         .x_stride = q->view.fixed->x_columns,
     };
+}
+
+static void dot_tokens(void *context, uint32_t member, uint32_t first, uint32_t count) {
+    const kernel_work *w = context;
+    const mr_gate_args args = dot_args(w, first, count);
     (void)member;
-    w->ops->gate_dot((int64_t *)w->out + entry, &args);
+    w->ops->gate_dot((int64_t *)w->out + entries_before(w->q, first), &args);
 }
 
 static void run_kernel(const mr_memshard *shard, mr_team_task task, kernel_work *work) {
@@ -242,16 +251,44 @@ static void run_kernel(const mr_memshard *shard, mr_team_task task, kernel_work 
         task(work, 0, 0, tokens);
 }
 
-void mr_request_pool(const mr_memshard *shard, const mr_request *q, const float *weight, void *sums,
-                     size_t bytes) {
-    kernel_work work = {q, shard->ops, weight, sums};
-    memset(sums, 0, bytes);
-    run_kernel(shard, pool_tokens, &work);
+/* The seat's stream; made when it is first needed. */
+static mr_status gpu_lane(mr_gpu_lane **out, const mr_asked *asked, const mr_request *q,
+                          mr_err *err) {
+    mr_status status = MR_OK;
+    if (!asked->seat->gpu)
+        status = mr_gpu_lane_open(&asked->seat->gpu, q->cell->held->options.gpu, err);
+    *out = asked->seat->gpu;
+    return status;
 }
 
-static void dots(const mr_memshard *shard, const mr_request *q, const float *x, int64_t *dot) {
-    kernel_work work = {q, shard->ops, x, dot};
-    run_kernel(shard, dot_tokens, &work);
+mr_status mr_request_pool(const mr_asked *asked, const mr_request *q, const float *weight,
+                          void *sums, size_t bytes, mr_err *err) {
+    kernel_work work = {q, asked->shard->ops, weight, sums};
+    const mr_gpu_rows *on_gpu = q->cell->side[0].on_gpu;
+    memset(sums, 0, bytes);
+    if (on_gpu) {
+        mr_gpu_lane *lane;
+        const mr_pool_args args = pool_args(&work, 0, q->view.fixed->tokens);
+        const mr_status status = gpu_lane(&lane, asked, q, err);
+        if (status != MR_OK) return status;
+        return mr_gpu_pool(lane, on_gpu, sums, q->view.fixed->accumulator_bits, &args, err);
+    }
+    run_kernel(asked->shard, pool_tokens, &work);
+    return MR_OK;
+}
+
+static mr_status dots(const mr_asked *asked, const mr_request *q, const float *x, int64_t *dot,
+                      mr_err *err) {
+    kernel_work work = {q, asked->shard->ops, x, dot};
+    const mr_gpu_rows *on_gpu = q->cell->side[1].on_gpu;
+    if (on_gpu) {
+        mr_gpu_lane *lane;
+        const mr_gate_args args = dot_args(&work, 0, q->view.fixed->tokens);
+        const mr_status status = gpu_lane(&lane, asked, q, err);
+        return status == MR_OK ? mr_gpu_gate_dot(lane, on_gpu, dot, &args, err) : status;
+    }
+    run_kernel(asked->shard, dot_tokens, &work);
+    return MR_OK;
 }
 
 size_t mr_gate_bytes(const mr_wire_retrieve *f) {
@@ -260,7 +297,7 @@ size_t mr_gate_bytes(const mr_wire_retrieve *f) {
 }
 
 /* One trip: x gets its scale, the dots become gates, the gates and scores weights. */
-mr_status mr_request_gate(const mr_memshard *shard, const mr_request *q, void *memory,
+mr_status mr_request_gate(const mr_asked *asked, const mr_request *q, void *memory,
                           const float **out, mr_err *err) {
     const mr_wire_retrieve *f = q->view.fixed;
     int64_t *dot = memory;
@@ -270,9 +307,9 @@ mr_status mr_request_gate(const mr_memshard *shard, const mr_request *q, void *m
     for (uint32_t t = 0; t < f->tokens; t++)
         for (uint32_t c = 0; c < f->x_columns; c++, at++)
             x[at] = mr_scale_exact(q->view.x[at], 62 - q->view.dot_exponent[t]);
-    const mr_status status = check_norms(q, x, err);
+    mr_status status = check_norms(q, x, err);
+    if (status == MR_OK) status = dots(asked, q, x, dot, err);
     if (status != MR_OK) return status;
-    dots(shard, q, x, dot);
     uint32_t j = 0;
     for (uint32_t t = 0; t < f->tokens; t++)
         for (uint32_t end = j + q->view.count[t]; j < end; j++) {
@@ -313,7 +350,7 @@ static mr_status prepare(const mr_asked *asked, mr_request *q, const float **wei
         return mr_request_check_sums(q, *weight, err);
     case MR_RETRIEVE_GATED_POOL: {
         void *room = mr_seat_room(asked->seat, mr_gate_bytes(f), err);
-        return room ? mr_request_gate(asked->shard, q, room, weight, err) : MR_ERR_NOMEM;
+        return room ? mr_request_gate(asked, q, room, weight, err) : MR_ERR_NOMEM;
     }
     case MR_RETRIEVE_DOT:
         return check_norms(q, q->view.x, err);
@@ -332,8 +369,10 @@ mr_status mr_answer_retrieve(const mr_asked *asked, mr_request *q, mr_err *err) 
     if (mr_retrieve_gathers(f))
         gather(q, out);
     else if (f->mode == MR_RETRIEVE_DOT)
-        dots(asked->shard, q, q->view.x, out);
+        status = dots(asked, q, q->view.x, out, err);
     else
-        mr_request_pool(asked->shard, q, weight, out, q->answer_bytes);
-    return mr_answer_end(asked, q, err);
+        status = mr_request_pool(asked, q, weight, out, q->answer_bytes, err);
+    if (status == MR_OK) return mr_answer_end(asked, q, err);
+    mr_link_abandon(asked->reply);
+    return status;
 }

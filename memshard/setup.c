@@ -126,7 +126,7 @@ static mr_status open_parts(mr_setup *s, const mr_setup_options *o, mr_err *err)
     if (status == MR_OK && o->scrub_bytes_s != UINT64_MAX)
         status = mr_scrub_open(&s->scrub, &scrub, err);
     if (status != MR_OK) return status;
-    const mr_cell_options cells = {.tier = s->tier, .no_verify = o->no_verify};
+    const mr_cell_options cells = {.tier = s->tier, .gpu = o->gpu, .no_verify = o->no_verify};
     mr_memshard_set_cell_options(s->shard, &cells);
     mr_memshard_set_scrub(s->shard, s->scrub);
     mr_memshard_set_opener(s->shard, mr_store_opener_open, &s->opener);

@@ -15,6 +15,7 @@ typedef struct mr_setup mr_setup;
 typedef struct {
     const mr_ops *ops;
     uint64_t tier_bytes; /* memory for hot rows, which then stay in their files; 0: all in memory */
+    mr_gpu *gpu;         /* borrowed until close: rows go there too; or NULL */
     bool no_verify;
     uint64_t scrub_bytes_s; /* 0: the default; UINT64_MAX: no scrubbing */
     mr_store_opener opener; /* texts borrowed until close */

@@ -19,6 +19,7 @@
 #include "common/model/grid.h"
 #include "common/model/manifest.h"
 #include "common/model/model.h"
+#include "common/ops/gpu.h"
 #include "common/ops/ops.h"
 #include "common/ops/slice.h"
 
@@ -51,6 +52,7 @@ typedef struct {
     uint64_t file_first;   /* the first byte of the cell's first row, whole */
     uint64_t row_bytes;    /* of a whole row in the file */
     mr_row_slice slice;    /* what is kept of a row */
+    mr_gpu_rows *on_gpu;   /* a copy that is pooled there; NULL: none */
 } mr_cell_side;
 
 /* One cell of one table. */
@@ -106,6 +108,7 @@ void mr_model_tables_close(mr_model_tables *tables); /* NULL is fine */
 
 typedef struct {
     mr_tier *tier; /* borrowed until close; NULL: all rows in memory */
+    mr_gpu *gpu;   /* borrowed until close: f32 and bf16 rows go there too; or NULL */
     bool no_verify;
 } mr_cell_options;
 

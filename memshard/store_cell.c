@@ -327,6 +327,20 @@ static mr_status open_side(const side *s, mr_err *err) {
     return status;
 }
 
+/* A copy on the GPU of what is in memory here. */
+static mr_status put_on_gpu(const side *s, mr_err *err) {
+    const mr_rows *rows = s->is_pre ? &s->cell->pre_values : &s->cell->values;
+    mr_gpu *gpu = s->held->options.gpu;
+    if (!gpu || !rows->data || rows->row_count == 0) return MR_OK;
+    if (!mr_gpu_takes(rows)) {
+        mr_log_warn("table %u is stored as %s: it is pooled on the CPU", s->table,
+                    mr_storage_name(mr_storage_type_of(rows->storage)));
+        return MR_OK;
+    }
+    const mr_status status = mr_gpu_rows_open(&s->kept->on_gpu, gpu, rows, err);
+    return status == MR_OK ? MR_OK : mr_fail_prefix(err, status, "table %u", s->table);
+}
+
 static mr_checks checks_of(const mr_held *held, uint32_t table, bool is_pre) {
     mr_checks checks = {.crc = NULL};
     const mr_store_source *source = held->source;
@@ -401,6 +415,7 @@ mr_status mr_held_open(mr_held **out, const mr_store_source *source, mr_grid gri
             s.kept = &c->side[pre];
             s.checks = checks_of(held, t, pre);
             status = open_side(&s, err);
+            if (status == MR_OK) status = put_on_gpu(&s, err);
         }
     }
     if (status != MR_OK) {
@@ -416,6 +431,7 @@ void mr_held_close(mr_held *held) {
     for (uint32_t t = 0; t < held->table_count; t++)
         for (int pre = 0; pre < 2; pre++) {
             mr_cell_side *kept = &held->tables[t].side[pre];
+            mr_gpu_rows_close(kept->on_gpu);
             for (int i = 0; i < 2; i++) mr_guard_remove(kept->guard[i]);
             mr_mapping_close(&kept->mapping);
             if (kept->copy) munmap(kept->copy, kept->copy_bytes);

@@ -220,21 +220,23 @@ static mr_status prepare(work *w, const float **weight, mr_err *err) {
         status = mr_request_fetch(&w->q, w->asked->seat, true, w->q.layer->gated, err);
     if (status != MR_OK) return status;
     *weight = w->r.cell_weight;
-    if (w->q.layer->gated) return mr_request_gate(w->asked->shard, &w->q, w->r.gate, weight, err);
+    if (w->q.layer->gated) return mr_request_gate(w->asked, &w->q, w->r.gate, weight, err);
     return mr_request_check_sums(&w->q, *weight, err);
 }
 
 /* --- answering -------------------------------------------------------------------------------- */
 
-static void put_pooled(const work *w, const mr_topk_answer_layout *at, const float *weight,
-                       uint8_t *out) {
+static mr_status put_pooled(const work *w, const mr_topk_answer_layout *at, const float *weight,
+                            uint8_t *out, mr_err *err) {
     const size_t sums = (size_t)w->fixed.tokens * w->fixed.slots * w->q.cell->span.columns *
                         (w->fixed.accumulator_bits / 8u);
     const size_t exponents = w->fixed.tokens * sizeof(int16_t);
-    mr_request_pool(w->asked->shard, &w->q, weight, out, sums);
+    const mr_status status = mr_request_pool(w->asked, &w->q, weight, out, sums, err);
+    if (status != MR_OK) return status;
     memset(out + sums, 0, at->value_exponent - sums);
     memcpy(out + at->value_exponent, w->r.value_exponent, exponents);
     memset(out + at->value_exponent + exponents, 0, at->bytes - at->value_exponent - exponents);
+    return MR_OK;
 }
 
 static void put_chosen(const work *w, const mr_topk_answer_layout *at, uint8_t *out) {
@@ -264,8 +266,10 @@ mr_status mr_answer_topk(const mr_asked *asked, const mr_topk_view *view, mr_err
         mr_answer_begin(asked, pools(&w) ? MR_FRAME_POOLED : MR_FRAME_CHOSEN, at.bytes, err);
     if (!out) return MR_ERR_LIMIT;
     if (pools(&w))
-        put_pooled(&w, &at, weight, out);
+        status = put_pooled(&w, &at, weight, out, err);
     else
         put_chosen(&w, &at, out);
-    return mr_answer_end(asked, &w.q, err);
+    if (status == MR_OK) return mr_answer_end(asked, &w.q, err);
+    mr_link_abandon(asked->reply);
+    return status;
 }

@@ -73,15 +73,16 @@ def logits(link, ids, columns, cuts):
     return hashlib.sha256(rows).hexdigest()
 
 
-def check_split(model, grid, shards, two_trips, expected, vocab, cuts_list, shard_options=(), worker_options=()):
-    """shard_options: of the memshards with an odd index, for a cluster of both kinds."""
+def check_split(model, grid, shards, two_trips, expected, vocab, cuts_list, shard_options=(), worker_options=(),
+                options=()):
+    """shard_options: of the memshards with an odd index, for a cluster of both kinds; options: of all."""
     processes, addresses = [], []
-    label = f"{os.path.basename(model)}-{grid}-{shards}{'-two' if two_trips else ''}"
+    label = f"{os.path.basename(model)}-{grid}-{shards}{'-two' if two_trips else ''}{''.join(options)}"
     for index in range(shards):
         processes.append(Process(f"{label}-memshard-{index}",
                                  [os.path.join(BUILD, "memrack-memshard"), "--model", model, "--grid", grid,
                                   "--index", str(index), "--of", str(shards),
-                                  *(shard_options if index % 2 else [])], FOLDER))
+                                  *(shard_options if index % 2 else []), *options], FOLDER))
     for process in processes:
         addresses += ["--memshard", process.wait_line("ready ", 30)]
     worker = Process(f"{label}-worker", [os.path.join(BUILD, "memrack-worker"), "--model", model, "--threads",
@@ -113,6 +114,18 @@ def check_model(model):
     check_split(model, "2x1", 2, True, expected, vocab, [whole])
 
 
+def on_gpu():
+    """rows in a GPU's memory, its kernels played on the CPU: the same bits"""
+    os.environ["MEMRACK_CUDA_MODULE"] = os.path.abspath(os.path.join(BUILD, "tests", "memrack-cuda-emulated.so"))
+    for name in ("v1_ive4_skip", "v2_glu_kx2_e4", "v2_peer_share05"):
+        model = os.path.normpath(os.path.join(HERE, "..", "golden", name))
+        with open(os.path.join(model, "config.json")) as file:
+            vocab = json.load(file)["vocab_size"]
+        expected = one_process(model, vocab)
+        for grid, shards, two_trips in (("1x1", 1, False), ("2x2", 2, False), ("3x1", 2, True)):
+            check_split(model, grid, shards, two_trips, expected, vocab, [[TOKENS]], options=("--gpu", "0"))
+
+
 def make_check(model):
     def check():
         check_model(model)
@@ -122,7 +135,10 @@ def make_check(model):
 
 def main():
     models = [sys.argv[2]] + [os.path.join(HERE, "..", "golden", name) for name in GOLDEN]
-    cluster.run([make_check(os.path.normpath(m)) for m in models if os.path.isdir(m)], 240, FOLDER)
+    checks = [make_check(os.path.normpath(m)) for m in models if os.path.isdir(m)]
+    if os.path.exists(os.path.join(BUILD, "tests", "memrack-cuda-emulated.so")):
+        checks.append(on_gpu)
+    cluster.run(checks, 240, FOLDER)
 
 
 if __name__ == "__main__":

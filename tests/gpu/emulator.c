@@ -1,6 +1,7 @@
 /* emulator.c - see emulator.h: threads of a block as coroutines over ucontext. */
 #include "tests/gpu/emulator.h"
 
+#include <pthread.h>
 #include <ucontext.h>
 
 enum { THREADS_MAX = 256, STACK_BYTES = 64 << 10, LANES = 32 };
@@ -17,6 +18,7 @@ typedef struct {
 
 mr_emulated_index threadIdx, blockIdx, blockDim;
 
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER; /* guards all of this */
 static coroutine threads[THREADS_MAX];
 static char stacks[THREADS_MAX][STACK_BYTES];
 static ucontext_t scheduler;
@@ -119,6 +121,7 @@ static void run_block(uint32_t count) {
 void mr_emulate(void (*kernel)(const void *), const void *arguments, uint32_t blocks_x,
                 uint32_t blocks_y, uint32_t count) {
     assert(count <= THREADS_MAX);
+    pthread_mutex_lock(&one_at_a_time);
     running_kernel = kernel;
     running_arguments = arguments;
     blockDim = (mr_emulated_index){count, 1};
@@ -127,4 +130,5 @@ void mr_emulate(void (*kernel)(const void *), const void *arguments, uint32_t bl
             blockIdx = (mr_emulated_index){x, y};
             run_block(count);
         }
+    pthread_mutex_unlock(&one_at_a_time);
 }

@@ -3,7 +3,7 @@
  * A block's threads are coroutines that run one after the other until they meet: at a barrier, a
  * ballot or a shuffle. So what is checked is what each thread computes and where they must meet;
  * memory orders, races and speed are not. Blocks run in order; shared memory is static.
- * Not for concurrent use. */
+ * One launch runs at a time, whoever asks. */
 #ifndef MR_TESTS_GPU_EMULATOR_H
 #define MR_TESTS_GPU_EMULATOR_H
 #define MR_CUDA_EMULATOR 1
@@ -141,7 +141,8 @@ static inline cudaError_t cudaFree(void *memory) {
     return cudaSuccess;
 }
 #define cudaFreeHost cudaFree
-static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes,
+                                     cudaMemcpyKind kind) {
     (void)kind;
     memcpy(to, from, bytes);
     return cudaSuccess;

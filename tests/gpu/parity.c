@@ -16,7 +16,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* MR_MODULE_ONLY: built without the emulated module. */
+#ifdef MR_MODULE_ONLY
+static const mr_cuda_api *emulated(void) {
+    fprintf(stderr, "parity: --module FILE is needed\n");
+    exit(2);
+}
+#else
 const mr_cuda_api *mr_cuda_module(void);
+#define emulated mr_cuda_module
+#endif
 
 static const mr_cuda_api *api;
 static void *device, *stream;
@@ -240,31 +249,23 @@ static void check_gated(mr_element element, uint32_t columns, uint32_t pad, int 
     for (uint32_t t1 = 0; t1 < q.tokens; t1++)
         for (uint32_t j = q.first[t1]; j < q.first[t1 + 1]; j++)
             for (uint32_t core = 0; core < cores; core++) {
-                const float want = mr_scale_exact(
-                    mr_gate_weight(mr_dot_to_float(dot[j], dot_exponent[t1]),
-                                   score[core * q.entries + j], gelu),
-                    62 - value_exponent[t1]);
+                const float want =
+                    mr_scale_exact(mr_gate_weight(mr_dot_to_float(dot[j], dot_exponent[t1]),
+                                                  score[core * q.entries + j], gelu),
+                                   62 - value_exponent[t1]);
                 same &= memcmp(&want, &weight[core * q.entries + j], sizeof(want)) == 0;
             }
     check(same, "gates", columns, cores, (uint32_t)gelu);
+    void *const made[] = {weight, got, dot, x, score, dot_exponent, value_exponent, t.data};
+    for (int i = 0; i < 8; i++) free(made[i]);
     free_copies();
-    free(weight);
-    free(got);
-    free(dot);
-    free(x);
-    free(score);
-    free(dot_exponent);
-    free(value_exponent);
-    free(t.data);
     free_asked(&q);
 }
 
 static void check_scores(mr_element element, uint32_t m, uint32_t n, uint32_t k) {
     const size_t bytes = mr_packed_data_bytes(element, n, k), y_stride = n + 3, x_stride = k + 1;
-    mr_packed keys = {.data = aligned_alloc(64, (bytes + 63) / 64 * 64),
-                      .element = element,
-                      .n = n,
-                      .k = k};
+    mr_packed keys = {
+        .data = aligned_alloc(64, (bytes + 63) / 64 * 64), .element = element, .n = n, .k = k};
     float *x = malloc(m * x_stride * sizeof(float)), *y = calloc(m * y_stride, sizeof(float));
     mr_packed_clear(&keys);
     for (uint32_t row = 0; row < n; row++)
@@ -342,8 +343,8 @@ static void check_all(void) {
                 const uint32_t n = widths[w];
                 check_pool((mr_element)element, n, 0, 0, 0, n, 1, bits);
                 check_pool((mr_element)element, n, 3, 1, 0, n, 1 + below(5), bits);
-                check_pool((mr_element)element, n, 8, 0, 8 * below(5), 1 + below(40),
-                           1 + below(4), bits);
+                check_pool((mr_element)element, n, 8, 0, 8 * below(5), 1 + below(40), 1 + below(4),
+                           bits);
                 check_pool((mr_element)element, n, 16, 0, 0, n % 16 ? n : n / 2, 4, bits);
             }
     for (int element = 0; element < 2; element++)
@@ -390,7 +391,7 @@ int main(int argc, char **argv) {
         }
         api = find();
     } else
-        api = mr_cuda_module();
+        api = emulated();
     need(api->abi != MR_CUDA_ABI, "another version of the module");
     need(api->open(&device, index), "open");
     need(api->describe(device, &facts), "describe");

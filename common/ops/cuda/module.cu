@@ -6,7 +6,13 @@
  * spoil the next. Threads: a device may be used by all; a stream by one at a time. */
 #define MR_HOST_DEVICE __host__ __device__
 #include "common/ops/cuda/device.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 #include "common/ops/math.h"
+#ifdef __cplusplus
+}
+#endif
 
 #include "common/ops/cuda/keys.cuh"
 #include "common/ops/cuda/pool.cuh"
@@ -251,29 +257,12 @@ static int module_select(void *handle, const mr_cuda_select *w) {
     return check(cudaGetLastError(), "start selecting");
 }
 
-static const mr_cuda_api api = {MR_CUDA_ABI,
-                                module_error,
-                                module_open,
-                                module_close,
-                                module_describe,
-                                module_alloc,
-                                module_release,
-                                module_alloc_host,
-                                module_release_host,
-                                module_stream_open,
-                                module_stream_close,
-                                module_sync,
-                                module_upload,
-                                module_download,
-                                module_clear,
-                                module_copy,
-                                module_pool,
-                                module_dot,
-                                module_gate,
-                                module_scores,
-                                module_select,
-                                module_mark,
-                                module_elapsed};
+static const mr_cuda_api api = {
+    MR_CUDA_ABI,         module_error,   module_open,       module_close,        module_describe,
+    module_alloc,        module_release, module_alloc_host, module_release_host, module_stream_open,
+    module_stream_close, module_sync,    module_upload,     module_download,     module_clear,
+    module_copy,         module_pool,    module_dot,        module_gate,         module_scores,
+    module_select,       module_mark,    module_elapsed};
 
 #ifdef __cplusplus
 extern "C"

@@ -1,11 +1,11 @@
 /* pool.cuh - pooling and gate dots: rows are far apart in memory, so the work is to have many bytes
  * on their way.
  *
- * A block of four warps makes one slot of one token and 32 lanes' worth of columns, 16 bytes a lane.
- * 32 entries at a time are looked at together: a ballot finds those of the slot, the warps deal them
- * out, and each asks for four rows before it adds any. The warps' sums are integers, so that their
- * order is free; they meet in shared memory. Slices whose rows do not allow 16-byte loads, or whose
- * lanes would straddle two cores, take a plain kernel with one column a thread. */
+ * A block of four warps makes one slot of one token and 32 lanes' worth of columns, 16 bytes a
+ * lane. 32 entries at a time are looked at together: a ballot finds those of the slot, the warps
+ * deal them out, and each asks for four rows before it adds any. The warps' sums are integers, so
+ * that their order is free; they meet in shared memory. Slices whose rows do not allow 16-byte
+ * loads, or whose lanes would straddle two cores, take a plain kernel with one column a thread. */
 #ifndef MR_OPS_CUDA_POOL_CUH
 #define MR_OPS_CUDA_POOL_CUH
 #include "common/ops/cuda/device.h"
@@ -76,8 +76,8 @@ static __device__ __forceinline__ uint32_t own_bits(uint32_t mask, uint32_t warp
                 }                                                                                  \
                 for (int r = 0; inside && r < count; r++)                                          \
                     for (int i = 0; i < ELEMENTS; i++)                                             \
-                        sum[i] += ROUND(                                                           \
-                            __fmul_rn(factor[r], lane_element(&value[r], IS_BF16, i)));            \
+                        sum[i] +=                                                                  \
+                            ROUND(__fmul_rn(factor[r], lane_element(&value[r], IS_BF16, i)));      \
             }                                                                                      \
         }                                                                                          \
         for (int i = 0; i < ELEMENTS; i++) part[warp][lane * ELEMENTS + i] = sum[i];               \
@@ -177,8 +177,8 @@ MR_KERNEL(gate_entries, mr_gate_launch) {
     const float gate = g.is_gelu ? device_gelu(dot, a.erf_value, a.erf_slope) : dot;
     for (uint32_t core = 0; core < g.cores; core++) {
         const uint64_t at = (uint64_t)core * g.entries + entry;
-        g.weight[at] = __fmul_rn(__fmul_rn(gate, g.score[at]),
-                                 power_of_two(62 - g.value_exponent[token]));
+        g.weight[at] =
+            __fmul_rn(__fmul_rn(gate, g.score[at]), power_of_two(62 - g.value_exponent[token]));
     }
 }
 
