@@ -129,7 +129,7 @@ static void declare(job *j, uint32_t *out, const char *format, uint32_t index, m
 static void declare_trace(job *j) {
     const mr_config *c = mr_model_config(j->cluster.model);
     const uint64_t n = (uint64_t)j->ids.batch * j->ids.tokens, d = c->d_model;
-    const bool softmax = c->memory == MR_MEMORY_PKM || c->memory == MR_MEMORY_PLUS;
+    const bool softmax = mr_memory_is_plain(c->memory);
     j->memories = mr_alloc_array(c->memory_count, sizeof(*j->memories));
     j->blocks = mr_alloc_array(c->n_layers, sizeof(*j->blocks));
     for (uint32_t i = 0; i < c->memory_count; i++) {

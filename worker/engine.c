@@ -83,7 +83,7 @@ static memory_needs needs_of(const mr_engine *e) {
         const mr_memory_layer *l = mr_model_memory(model, i);
         if (!mr_range_has(e->blocks, l->source)) continue;
         const mr_table_shape *t = mr_model_table(model, l->table);
-        const bool own = c->memory == MR_MEMORY_PKM || c->memory == MR_MEMORY_PLUS;
+        const bool own = mr_memory_is_plain(c->memory);
         GROW(entries, l->entries);
         GROW(cores, l->cores);
         GROW(query, (own ? l->heads : 2u) * 2ull * l->key_dim); /* UltraMem: one or two groups */
@@ -107,7 +107,8 @@ static void want_memory(buffers *b, mr_engine *e) {
     WANT(e->m.pre, t * needs.entries);
     WANT(e->m.query, t * needs.query);
     WANT(e->m.x, t * needs.pre);
-    if (e->config->memory == MR_MEMORY_PLUS) WANT(e->m.silu, t * needs.width);
+    if (e->config->memory == MR_MEMORY_PLUS || e->config->mem_silu)
+        WANT(e->m.silu, t * needs.width);
     WANT(e->m.pooled, t * needs.slots_width);
     WANT(e->m.output, t * d);
     WANT(e->m.input, t * d);

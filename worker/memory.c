@@ -145,11 +145,12 @@ static mr_status retrieve_by_ids(mr_engine *e, uint32_t layer, uint32_t tokens, 
     return status == MR_OK ? mr_retrieval_finish(e->retrieval, e->m.pooled, NULL, err) : status;
 }
 
-/* memory_plus: o * silu(f @ swilu^T). */
+/* Memory+: o * silu(f @ swilu^T + bias). */
 static void gate_pooled(mr_engine *e, const mr_memory_weights *weights, uint32_t width,
                         uint32_t tokens) {
     const uint32_t d = e->config->d_model;
     mr_engine_gemm(e, e->m.silu, width, e->m.input, d, tokens, &weights->silu_proj);
+    mr_engine_bias(e, e->m.silu, weights->silu_bias, tokens, width);
     for (uint32_t t = 0; t < tokens; t++)
         mr_silu_multiply(e->m.pooled + (size_t)t * width, e->m.silu + (size_t)t * width,
                          e->m.pooled + (size_t)t * width, width);
@@ -179,12 +180,13 @@ mr_status mr_memory_finish(mr_engine *e, uint32_t layer, uint32_t tokens, mr_err
     if (status == MR_ERR_UNSUPPORTED && is_topk(e, l))
         status = retrieve_by_ids(e, layer, tokens, err);
     if (status != MR_OK) return status;
-    if (e->config->memory == MR_MEMORY_PLUS) gate_pooled(e, weights, width, tokens);
-    if (e->config->memory == MR_MEMORY_PKM)
+    if (weights->silu_proj.n) gate_pooled(e, weights, width, tokens);
+    if (!weights->value_proj.n)
         memcpy(e->m.output, e->m.pooled, (size_t)tokens * d * sizeof(float));
     else
         mr_engine_gemm(e, e->m.output, d, e->m.pooled, (size_t)l->slots_out * width, tokens,
                        &weights->value_proj);
+    mr_engine_bias(e, e->m.output, weights->value_bias, tokens, d);
     if (e->trace) report(e, layer, tokens);
     return MR_OK;
 }

@@ -215,6 +215,7 @@ mr_status mr_engine_swiglu(mr_engine *e, float *y, uint32_t tokens, const mr_pac
 static mr_status feed_forward(mr_engine *e, uint32_t block, uint32_t tokens, mr_err *err) {
     const mr_config *c = e->config;
     const mr_block_weights *w = &e->weights.blocks[block];
+    if (!mr_config_has_ffn(c, block)) return MR_OK;
     const mr_status status =
         mr_config_is_moe(c, block)
             ? mr_moe(e, block, tokens, err)

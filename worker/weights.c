@@ -73,6 +73,8 @@ static mr_status open_memory(mr_memory_weights *m, const mr_model *model, uint32
     TRY(open_matrix(&m->query_proj, model, MR_MATRIX_QUERY_PROJ, layer, 0, err));
     TRY(mr_load_vector(&m->query_bias, model, MR_VECTOR_QUERY_BIAS, layer, err));
     TRY(mr_load_vector(&m->query_norm, model, MR_VECTOR_QUERY_NORM, layer, err));
+    TRY(mr_load_vector(&m->silu_bias, model, MR_VECTOR_SILU_BIAS, layer, err));
+    TRY(mr_load_vector(&m->value_bias, model, MR_VECTOR_VALUE_BIAS, layer, err));
     TRY(mr_product_keys_open(&m->keys, model, layer, err));
     TRY(open_matrix(&m->value_proj, model, MR_MATRIX_VALUE_PROJ, layer, 0, err));
     TRY(open_matrix(&m->silu_proj, model, MR_MATRIX_SILU_PROJ, layer, 0, err));
@@ -168,6 +170,8 @@ static void close_memory(mr_memory_weights *m) {
     mr_product_keys_free(&m->keys);
     free(m->query_bias);
     free(m->query_norm);
+    free(m->silu_bias);
+    free(m->value_bias);
 }
 
 void mr_weights_close(mr_weights *weights, const mr_model *model) {

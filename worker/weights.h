@@ -35,8 +35,9 @@ typedef struct {
 /* One memory layer. */
 typedef struct {
     mr_packed query_proj;
-    float *query_bias; /* pkm, else NULL */
-    float *query_norm; /* [kdim] or NULL */
+    float *query_bias;             /* or NULL */
+    float *query_norm;             /* [kdim] or NULL */
+    float *silu_bias, *value_bias; /* Memory+ as Meta published it, else NULL */
     mr_product_keys keys;
     mr_packed pre_proj;   /* [pre_width][d]; empty where not gated */
     mr_packed value_proj; /* [d][slots_out * width]; empty for pkm */

@@ -459,6 +459,8 @@ const char *mr_memory_kind_name(mr_memory_kind kind) {
         return "pkm";
     case MR_MEMORY_PLUS:
         return "memory_plus";
+    case MR_MEMORY_META:
+        return "memory_plus (Meta)";
     case MR_MEMORY_ULTRAMEM_V1:
         return "ultramem_v1";
     case MR_MEMORY_ULTRAMEM_V2:

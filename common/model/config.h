@@ -28,7 +28,8 @@ typedef enum {
     MR_FAMILY_OLMOE,
     MR_FAMILY_MIXTRAL,
     MR_FAMILY_QWEN2_MOE,
-    MR_FAMILY_QWEN3_MOE
+    MR_FAMILY_QWEN3_MOE,
+    MR_FAMILY_MEMORY_PLUS /* Meta's Memory+: Llama's blocks, some with a memory for an FFN */
 } mr_family;
 
 /* LayerNorm has no bias; MR_NORM_PLAIN is LayerNorm without weights. */
@@ -48,7 +49,8 @@ enum { MR_MAX_EOS_TOKENS = 16 };
 typedef enum {
     MR_MEMORY_NONE,
     MR_MEMORY_PKM,
-    MR_MEMORY_PLUS,
+    MR_MEMORY_PLUS, /* as the UltraMem authors wrote it */
+    MR_MEMORY_META, /* as Meta published it: pkm's keys, plus' gate and projection, with biases */
     MR_MEMORY_ULTRAMEM_V1,
     MR_MEMORY_ULTRAMEM_V2
 } mr_memory_kind;
@@ -95,7 +97,9 @@ typedef struct {
     uint32_t mem_key_expand, mem_value_expand;
     double mem_share_ratio;
     bool mem_gelu, mem_query_per_rank;
-    bool mem_query_bias;                        /* pkm */
+    bool mem_query_bias;                        /* pkm, meta */
+    bool mem_own_tables;                        /* meta: one table a layer, not one in all */
+    bool mem_silu, mem_value_proj;              /* meta: it has them */
     uint32_t mem_tucker_rank, mem_tucker_cores; /* as stated; 0: not stated, the tensors tell */
     mr_insertion *insertions;                   /* [memory_count], in map order */
     uint32_t memory_count;
@@ -112,6 +116,17 @@ const char *mr_family_name(mr_family family); /* model_type, or "ultramem" */
 
 static inline bool mr_config_is_moe(const mr_config *c, uint32_t block) {
     return c->moe && !(c->dense_blocks && c->dense_blocks[block]);
+}
+/* Keys without norms or cores, queries of their own for each head, scores by softmax. */
+static inline bool mr_memory_is_plain(mr_memory_kind kind) {
+    return kind == MR_MEMORY_PKM || kind == MR_MEMORY_PLUS || kind == MR_MEMORY_META;
+}
+/* false: a memory layer stands where the block's FFN would. */
+static inline bool mr_config_has_ffn(const mr_config *c, uint32_t block) {
+    if (c->memory != MR_MEMORY_META) return true;
+    for (uint32_t i = 0; i < c->memory_count; i++)
+        if (c->insertions[i].source == block) return false;
+    return true;
 }
 static inline bool mr_config_has_dense(const mr_config *c) {
     return !c->moe || c->dense_blocks;

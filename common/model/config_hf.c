@@ -22,22 +22,23 @@ enum {
     ATTENTION_BIAS = 1 << 0, /* attention_bias: query, key, value and output */
     MLP_BIAS = 1 << 1,       /* mlp_bias */
     ALWAYS_QKV_BIAS = 1 << 2,
-    FIELD_QKV_BIAS = 1 << 3,  /* qkv_bias, true where absent */
-    CLIP = 1 << 4,            /* clip_qkv */
-    WINDOW = 1 << 5,          /* sliding_window, of all blocks */
-    WINDOW_SWITCH = 1 << 6,   /* ... where use_sliding_window says so */
-    LAYER_TYPES = 1 << 7,     /* ... of the blocks that layer_types names */
-    WINDOW_BEHIND = 1 << 8,   /* ... and without it of those from max_window_layers on */
-    QK_NORM_HEAD = 1 << 9,    /* */
-    QK_NORM_FULL = 1 << 10,   /* */
-    NORM_AFTER = 1 << 11,     /* */
-    NORM_PLAIN = 1 << 12,     /* LayerNorm without weights, eps 1e-5 */
-    MOE = 1 << 13,            /* */
-    SPARSE_STEP = 1 << 14,    /* decoder_sparse_step, mlp_only_layers, moe_intermediate_size */
-    SHARED_EXPERT = 1 << 15,  /* */
-    NORM_TOPK = 1 << 16,      /* norm_topk_prob; without it MoE weights are renormalised */
-    HEAD_DIM_128 = 1 << 17,   /* head_dim where absent */
-    HEADS_ARE_WIDTH = 1 << 18 /* n_heads * head_dim must be hidden_size */
+    FIELD_QKV_BIAS = 1 << 3,   /* qkv_bias, true where absent */
+    CLIP = 1 << 4,             /* clip_qkv */
+    WINDOW = 1 << 5,           /* sliding_window, of all blocks */
+    WINDOW_SWITCH = 1 << 6,    /* ... where use_sliding_window says so */
+    LAYER_TYPES = 1 << 7,      /* ... of the blocks that layer_types names */
+    WINDOW_BEHIND = 1 << 8,    /* ... and without it of those from max_window_layers on */
+    QK_NORM_HEAD = 1 << 9,     /* */
+    QK_NORM_FULL = 1 << 10,    /* */
+    NORM_AFTER = 1 << 11,      /* */
+    NORM_PLAIN = 1 << 12,      /* LayerNorm without weights, eps 1e-5 */
+    MOE = 1 << 13,             /* */
+    SPARSE_STEP = 1 << 14,     /* decoder_sparse_step, mlp_only_layers, moe_intermediate_size */
+    SHARED_EXPERT = 1 << 15,   /* */
+    NORM_TOPK = 1 << 16,       /* norm_topk_prob; without it MoE weights are renormalised */
+    HEAD_DIM_128 = 1 << 17,    /* head_dim where absent */
+    HEADS_ARE_WIDTH = 1 << 18, /* n_heads * head_dim must be hidden_size */
+    MEMORY = 1 << 19           /* memory_layers and what belongs to them */
 };
 
 enum {
@@ -68,6 +69,7 @@ static const family_row families[] = {
      QWEN_MOE | LAYER_TYPES | FIELD_QKV_BIAS | SHARED_EXPERT, 1e-6, 1e4},
     {"qwen3_moe", "Qwen3MoeForCausalLM", MR_FAMILY_QWEN3_MOE,
      QWEN_MOE | WINDOW | ATTENTION_BIAS | QK_NORM_HEAD, 1e-6, 1e4},
+    {"memory_plus", "MemoryPlusForCausalLM", MR_FAMILY_MEMORY_PLUS, MEMORY, 1e-5, 1e4},
 };
 
 const char *mr_family_name(mr_family family) {
@@ -145,6 +147,15 @@ static const struct {
     {"mlp_only_layers", SPARSE_STEP},
     {"moe_intermediate_size", SPARSE_STEP},
     {"shared_expert_intermediate_size", SHARED_EXPERT},
+    {"memory_layers", MEMORY},
+    {"memory_share_values", MEMORY},
+    {"memory_keys", MEMORY},
+    {"memory_heads", MEMORY},
+    {"memory_knn", MEMORY},
+    {"memory_key_dim", MEMORY},
+    {"memory_value_dim", MEMORY},
+    {"memory_swilu_projection", MEMORY},
+    {"memory_value_projection", MEMORY},
 };
 
 static bool is_set(const json_t *root, const char *name) {
@@ -181,7 +192,7 @@ static mr_status find_family(const family_row **out, const json_t *root, mr_err 
     if (!*out)
         return mr_fail(err, MR_ERR_UNSUPPORTED,
                        "model_type '%.40s' is not implemented; llama, mistral, olmo, olmo2, qwen2, "
-                       "qwen3, olmoe, mixtral, qwen2_moe and qwen3_moe are",
+                       "qwen3, olmoe, mixtral, qwen2_moe, qwen3_moe and memory_plus are",
                        type);
     const json_t *list = json_object_get(root, "architectures"), *item;
     size_t i;
@@ -496,6 +507,61 @@ static mr_status read_experts(mr_config *c, const json_t *root, const family_row
                               1 << 23, err);
 }
 
+/* --- memory in the place of feed-forward parts ------------------------------------------------ */
+
+static mr_status read_memory_layers(mr_config *c, const json_t *list, mr_err *err) {
+    const json_t *item;
+    size_t i;
+    if (!json_is_array(list) || json_array_size(list) > c->n_layers)
+        return mr_fail(err, MR_ERR_FORMAT,
+                       "field 'memory_layers' is not an array of at most num_hidden_layers %u",
+                       c->n_layers);
+    c->insertions = mr_alloc_array(json_array_size(list), sizeof(*c->insertions));
+    json_array_foreach(list, i, item) {
+        const json_int_t block = json_integer_value(item);
+        const bool rises = i == 0 || block > (json_int_t)c->insertions[i - 1].source;
+        if (!json_is_integer(item) || block < 0 || block >= c->n_layers || !rises)
+            return mr_fail(err, MR_ERR_FORMAT,
+                           "field 'memory_layers' must hold blocks below %u in rising order",
+                           c->n_layers);
+        c->insertions[i] = (mr_insertion){(uint32_t)block, (uint32_t)block};
+        c->memory_count++;
+    }
+    return MR_OK;
+}
+
+static mr_status read_memory(mr_config *c, const json_t *root, const family_row *row, mr_err *err) {
+    const json_t *list = json_object_get(root, "memory_layers");
+    bool shared = true;
+    if (!(row->has & MEMORY) || !is_set(root, "memory_layers")) return MR_OK;
+    if (json_is_array(list) && json_array_size(list) == 0) return MR_OK;
+    TRY(read_memory_layers(c, list, err));
+    c->memory = MR_MEMORY_META;
+    c->mem_query_bias = c->mem_silu = c->mem_value_proj = true;
+    TRY(mr_config_need_u32(&c->mem_knum, root, "memory_keys", 1, 65535, err));
+    TRY(mr_config_need_u32(&c->mem_head, root, "memory_heads", 1, MR_MAX_MEM_HEADS, err));
+    TRY(mr_config_need_u32(&c->mem_knn, root, "memory_knn", 1, MR_MAX_MEM_KNN, err));
+    TRY(mr_config_need_u32(&c->mem_kdim, root, "memory_key_dim", 1, 1 << 16, err));
+    TRY(mr_config_need_u32(&c->mem_vdim, root, "memory_value_dim", 1, 1 << 16, err));
+    TRY(mr_json_bool(&shared, root, "memory_share_values", err));
+    TRY(mr_json_bool(&c->mem_silu, root, "memory_swilu_projection", err));
+    TRY(mr_json_bool(&c->mem_value_proj, root, "memory_value_projection", err));
+    c->mem_own_tables = !shared;
+    c->mem_key_expand = c->mem_value_expand = 1;
+    c->mem_share_ratio = 1;
+    if (c->mem_head * c->mem_knn > MR_MAX_MEM_ENTRIES)
+        return mr_fail(err, MR_ERR_RANGE,
+                       "memory_heads * memory_knn is %u, at most %d entries a token",
+                       c->mem_head * c->mem_knn, MR_MAX_MEM_ENTRIES);
+    if (c->mem_silu && !c->mem_value_proj)
+        return mr_fail(err, MR_ERR_UNSUPPORTED,
+                       "field 'memory_swilu_projection' is true without memory_value_projection");
+    if (c->mem_value_proj || c->mem_vdim == c->d_model) return MR_OK;
+    return mr_fail(err, MR_ERR_FORMAT,
+                   "memory_value_dim %u is not hidden_size %u and there is no value projection",
+                   c->mem_vdim, c->d_model);
+}
+
 mr_status mr_config_read_hf(mr_config *c, const json_t *root, mr_err *err) {
     const family_row *row;
     TRY(find_family(&row, root, err));
@@ -507,5 +573,6 @@ mr_status mr_config_read_hf(mr_config *c, const json_t *root, mr_err *err) {
     TRY(read_norms(c, root, row, err));
     TRY(read_rope(c, root, row, err));
     TRY(read_windows(c, root, row, err));
+    TRY(read_memory(c, root, row, err));
     return read_experts(c, root, row, err);
 }

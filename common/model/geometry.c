@@ -115,7 +115,7 @@ static mr_status check_block(mr_geometry *g, uint32_t block, mr_err *err) {
 
 #define MEM(suffix) named(name, "transformer.mem_blocks.%u." suffix, i)
 
-static mr_status check_selection(const mr_memory_layer *l, uint32_t i, mr_err *err) {
+mr_status mr_geometry_check_selection(const mr_memory_layer *l, uint32_t i, mr_err *err) {
     if (l->knn > l->keys_per_side)
         return mr_fail(err, MR_ERR_FORMAT, "memory layer %u: mem_knn %u exceeds its %u keys a side",
                        i, l->knn, l->keys_per_side);
@@ -143,10 +143,9 @@ static mr_status need_rows(mr_geometry *g, const mr_tensor **out, mr_storage *st
                    found, (unsigned long long)rows, (unsigned long long)columns, stored);
 }
 
-/* values and, where pre_width is not 0, pre-values of table `index`. */
-static mr_status set_table(mr_geometry *g, uint32_t index, const char *values, uint64_t rows,
-                           uint64_t width, const char *pre_values, uint64_t pre_width,
-                           mr_err *err) {
+mr_status mr_geometry_set_table(mr_geometry *g, uint32_t index, const char *values, uint64_t rows,
+                                uint64_t width, const char *pre_values, uint64_t pre_width,
+                                mr_err *err) {
     mr_table_shape t = {.rows = rows, .width = (uint32_t)width, .pre_width = (uint32_t)pre_width};
     TRY(need_rows(g, &t.values, &t.storage, values, rows, width, err));
     if (pre_width)
@@ -166,13 +165,13 @@ static mr_status check_pkm(mr_geometry *g, uint32_t i, mr_err *err) {
     mr_memory_layer *l = &g->layers[i];
     const uint64_t n = c->mem_knum, d = c->d_model, h = c->mem_head, kdim = c->mem_kdim;
     char name[MR_GEOMETRY_NAME_BYTES];
-    TRY(check_selection(l, i, err));
+    TRY(mr_geometry_check_selection(l, i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(2 * h * n, kdim), err));
     TRY(need(g, NULL, MATRIX, MEM("query_proj.query_mlps.0.weight"), SHAPE(h * 2 * kdim, d), err));
     if (c->mem_query_bias)
         TRY(need(g, NULL, FLOATS, MEM("query_proj.query_mlps.0.bias"), SHAPE(h * 2 * kdim), err));
     l->table = i;
-    return set_table(g, i, MEM("values.weight"), n * n, d, NULL, 0, err);
+    return mr_geometry_set_table(g, i, MEM("values.weight"), n * n, d, NULL, 0, err);
 }
 
 static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
@@ -180,7 +179,7 @@ static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
     const uint64_t n = c->mem_knum, d = c->d_model, h = c->mem_head, kdim = c->mem_kdim;
     const uint64_t v = c->mem_vdim;
     char name[MR_GEOMETRY_NAME_BYTES];
-    TRY(check_selection(&g->layers[i], i, err));
+    TRY(mr_geometry_check_selection(&g->layers[i], i, err));
     TRY(need(g, NULL, FLOATS, MEM("keys"), SHAPE(h, 2, n, kdim), err));
     TRY(need(g, NULL, MATRIX, MEM("query_proj.weight"), SHAPE(h * 2 * kdim, d), err));
     TRY(need(g, NULL, FLOATS, MEM("query_norm.weight"), SHAPE(kdim), err));
@@ -189,8 +188,8 @@ static mr_status check_plus(mr_geometry *g, uint32_t i, mr_err *err) {
     if (g->find(g->context, MEM("keys_norm.weight"))) /* in the file, without effect */
         TRY(need(g, NULL, FLOATS, name, SHAPE(kdim), err));
     g->layers[i].table = 0;
-    return set_table(g, 0, "transformer.full_memory_layer.values_for_look_up", n * n, v, NULL, 0,
-                     err);
+    return mr_geometry_set_table(g, 0, "transformer.full_memory_layer.values_for_look_up", n * n, v,
+                                 NULL, 0, err);
 }
 
 /* R from the keys, M from the number of cores. */
@@ -273,11 +272,11 @@ static mr_status check_v1(mr_geometry *g, uint32_t i, mr_err *err) {
     l->keys_per_side = kx * c->mem_knum;
     l->reach_rows = (uint64_t)c->mem_knum * c->mem_knum;
     l->shuffled = true;
-    TRY(check_selection(l, i, err));
+    TRY(mr_geometry_check_selection(l, i, err));
     TRY(need(g, NULL, MATRIX, MEM("query_proj.weight"), SHAPE(2ull * c->mem_kdim, d), err));
     TRY(check_tucker(g, i, err));
     l->table = i;
-    return set_table(g, i, MEM("values_for_look_up"), l->reach_rows, v, NULL, 0, err);
+    return mr_geometry_set_table(g, i, MEM("values_for_look_up"), l->reach_rows, v, NULL, 0, err);
 }
 
 static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
@@ -299,7 +298,7 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
     l->shuffled = true;
     l->gated = pre > 0;
     l->gelu = l->gated && c->mem_gelu;
-    TRY(check_selection(l, i, err));
+    TRY(mr_geometry_check_selection(l, i, err));
     TRY(check_tucker(g, i, err));
     if (c->mem_query_per_rank && l->rank != 2)
         return mr_fail(err, MR_ERR_UNSUPPORTED,
@@ -311,25 +310,29 @@ static mr_status check_v2(mr_geometry *g, uint32_t i, mr_err *err) {
     TRY(need(g, NULL, MATRIX, MEM("values_proj.weight"), SHAPE(d, l->slots_out * v), err));
     if (pre) TRY(need(g, NULL, MATRIX, MEM("pre_values_proj.weight"), SHAPE(pre, d), err));
     l->table = 0;
-    return set_table(g, 0, "transformer.full_memory_layer.values_for_look_up", rows, v,
-                     "transformer.full_memory_layer.pre_values_for_look_up", pre, err);
+    return mr_geometry_set_table(g, 0, "transformer.full_memory_layer.values_for_look_up", rows, v,
+                                 "transformer.full_memory_layer.pre_values_for_look_up", pre, err);
+}
+
+mr_memory_layer mr_geometry_plain_layer(const mr_config *c, uint32_t i) {
+    return (mr_memory_layer){.source = c->insertions[i].source,
+                             .destination = c->insertions[i].destination,
+                             .heads = c->mem_head,
+                             .knn = c->mem_knn,
+                             .entries = c->mem_head * c->mem_knn,
+                             .keys_per_side = c->mem_knum,
+                             .key_dim = c->mem_kdim,
+                             .rank = 1,
+                             .cores = 1,
+                             .reach_rows = (uint64_t)c->mem_knum * c->mem_knum,
+                             .slots = 1,
+                             .slots_out = 1};
 }
 
 static mr_status check_memory(mr_geometry *g, uint32_t i, mr_err *err) {
     const mr_config *c = g->config;
     mr_memory_layer *l = &g->layers[i];
-    *l = (mr_memory_layer){.source = c->insertions[i].source,
-                           .destination = c->insertions[i].destination,
-                           .heads = c->mem_head,
-                           .knn = c->mem_knn,
-                           .entries = c->mem_head * c->mem_knn,
-                           .keys_per_side = c->mem_knum,
-                           .key_dim = c->mem_kdim,
-                           .rank = 1,
-                           .cores = 1,
-                           .reach_rows = (uint64_t)c->mem_knum * c->mem_knum,
-                           .slots = 1,
-                           .slots_out = 1};
+    *l = mr_geometry_plain_layer(c, i);
     switch (c->memory) {
     case MR_MEMORY_PKM:
         return check_pkm(g, i, err);
@@ -339,6 +342,7 @@ static mr_status check_memory(mr_geometry *g, uint32_t i, mr_err *err) {
         return check_v1(g, i, err);
     case MR_MEMORY_ULTRAMEM_V2:
         return check_v2(g, i, err);
+    case MR_MEMORY_META: /* geometry_hf.c */
     case MR_MEMORY_NONE:
         break;
     }

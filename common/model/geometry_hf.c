@@ -86,8 +86,41 @@ static mr_status check_experts(const place *p, mr_err *err) {
     return check_swiglu(p, "mlp.shared_expert", plain_names, c->shared_hidden, err);
 }
 
+/* A matrix and its bias. */
+static mr_status need_linear(const place *p, const char *name, uint64_t rows, uint64_t columns,
+                             mr_err *err) {
+    char full[MR_GEOMETRY_NAME_BYTES];
+    name_it(full, "memory.%s.weight", name);
+    TRY(need(p, full, SHAPE(rows, columns), err));
+    name_it(full, "memory.%s.bias", name);
+    return need(p, full, SHAPE(rows), err);
+}
+
+/* The memory layer in the place of this block's feed-forward part. */
+static mr_status check_memory(const place *p, mr_err *err) {
+    const mr_config *c = p->g->config;
+    const uint64_t d = c->d_model, n = c->mem_knum, h = c->mem_head, kdim = c->mem_kdim;
+    char keys[MR_GEOMETRY_NAME_BYTES], values[MR_GEOMETRY_NAME_BYTES];
+    uint32_t i = 0;
+    while (c->insertions[i].source != p->block) i++;
+    mr_memory_layer *l = &p->g->layers[i];
+    *l = mr_geometry_plain_layer(c, i);
+    l->table = c->mem_own_tables ? i : 0;
+    TRY(mr_geometry_check_selection(l, i, err));
+    name_it(keys, "model.layers.%u.memory.keys", p->block);
+    TRY(mr_geometry_need(p->g, NULL, FLOATS, keys, SHAPE(h, 2, n, kdim), err));
+    TRY(need_linear(p, "query_proj", h * 2 * kdim, d, err));
+    if (c->mem_silu) TRY(need_linear(p, "swilu_projection", c->mem_vdim, d, err));
+    if (c->mem_value_proj) TRY(need_linear(p, "value_proj", d, c->mem_vdim, err));
+    if (!c->mem_own_tables && i > 0) return MR_OK; /* the first one's */
+    name_it(values, "model.memory.values.weight");
+    if (c->mem_own_tables) name_it(values, "model.layers.%u.memory.values.weight", p->block);
+    return mr_geometry_set_table(p->g, l->table, values, n * n, c->mem_vdim, NULL, 0, err);
+}
+
 static mr_status check_feed_forward(const place *p, mr_err *err) {
     const mr_config *c = p->g->config;
+    if (!mr_config_has_ffn(c, p->block)) return check_memory(p, err);
     if (mr_config_is_moe(c, p->block)) return check_experts(p, err);
     TRY(check_swiglu(p, "mlp", plain_names, c->mlp_hidden / 2, err));
     if (!c->mlp_bias) return MR_OK;

@@ -140,9 +140,12 @@ static void hf_matrix(const naming *w, mr_matrix_role role) {
         if (w->config->tied) return whole(w, "model.embed_tokens.weight");
         return whole(w, "lm_head.weight");
     case MR_MATRIX_QUERY_PROJ:
-    case MR_MATRIX_PRE_PROJ:
+        return whole(w, LAYER "memory.query_proj.weight", w->config->insertions[i].source);
     case MR_MATRIX_VALUE_PROJ:
+        return whole(w, LAYER "memory.value_proj.weight", w->config->insertions[i].source);
     case MR_MATRIX_SILU_PROJ:
+        return whole(w, LAYER "memory.swilu_projection.weight", w->config->insertions[i].source);
+    case MR_MATRIX_PRE_PROJ:
     case MR_MATRIX_NONE:
         break;
     }
@@ -212,14 +215,16 @@ bool mr_matrix_exists(const mr_model *model, mr_matrix_id id) {
     if (is_memory_role(role)) {
         if (id.index >= c->memory_count) return false;
         if (role == MR_MATRIX_QUERY_PROJ) return true;
+        if (role == MR_MATRIX_VALUE_PROJ && c->memory == MR_MEMORY_META) return c->mem_value_proj;
         if (role == MR_MATRIX_VALUE_PROJ) return c->memory != MR_MEMORY_PKM;
-        if (role == MR_MATRIX_SILU_PROJ) return c->memory == MR_MEMORY_PLUS;
+        if (role == MR_MATRIX_SILU_PROJ) return c->memory == MR_MEMORY_PLUS || c->mem_silu;
         return mr_model_memory(model, id.index)->gated;
     }
     if (id.index >= c->n_layers) return false;
     if (role == MR_MATRIX_ATT_PROJ || role == MR_MATRIX_ATTN_OUT) return true;
     const bool moe = mr_config_is_moe(c, id.index);
-    if (role == MR_MATRIX_FF_PROJ || role == MR_MATRIX_FF_OUT) return !moe;
+    if (role == MR_MATRIX_FF_PROJ || role == MR_MATRIX_FF_OUT)
+        return !moe && mr_config_has_ffn(c, id.index);
     return moe && (role < MR_MATRIX_SHARED_PROJ || c->shared_hidden > 0);
 }
 
@@ -272,7 +277,11 @@ static bool vector_exists(const mr_config *c, mr_vector_role role, uint32_t inde
     case MR_VECTOR_QUERY_BIAS:
         return c->mem_query_bias;
     case MR_VECTOR_QUERY_NORM:
-        return c->memory != MR_MEMORY_PKM;
+        return c->memory != MR_MEMORY_PKM && c->memory != MR_MEMORY_META;
+    case MR_VECTOR_SILU_BIAS:
+        return c->mem_silu;
+    case MR_VECTOR_VALUE_BIAS:
+        return c->mem_value_proj;
     }
     return false;
 }
@@ -306,6 +315,9 @@ static vector_names hf_vector(const mr_config *c, mr_vector_role role) {
         [MR_VECTOR_ATTN_OUT_BIAS] = {{"self_attn.o_proj.bias"}},
         [MR_VECTOR_FF_BIAS] = {{"mlp.up_proj.bias", "mlp.gate_proj.bias"}},
         [MR_VECTOR_FF_OUT_BIAS] = {{"mlp.down_proj.bias"}},
+        [MR_VECTOR_QUERY_BIAS] = {{"memory.query_proj.bias"}},
+        [MR_VECTOR_SILU_BIAS] = {{"memory.swilu_projection.bias"}},
+        [MR_VECTOR_VALUE_BIAS] = {{"memory.value_proj.bias"}},
         [MR_VECTOR_FINAL_NORM] = {{"model.norm.weight"}},
     };
     if (c->norm_after && role == MR_VECTOR_ATTN_NORM)
@@ -327,8 +339,10 @@ uint32_t mr_vector_of(const mr_tensor *parts[MR_VECTOR_PARTS_MAX], const mr_mode
         char name[160];
         if (role == MR_VECTOR_FINAL_NORM)
             snprintf(name, sizeof(name), "%s", part);
-        else if (role == MR_VECTOR_QUERY_BIAS || role == MR_VECTOR_QUERY_NORM)
+        else if (role >= MR_VECTOR_QUERY_BIAS && official)
             snprintf(name, sizeof(name), MEM "%s", index, part);
+        else if (role >= MR_VECTOR_QUERY_BIAS)
+            snprintf(name, sizeof(name), LAYER "%s", c->insertions[index].source, part);
         else if (official)
             snprintf(name, sizeof(name), BLOCK "%s", index, part);
         else
@@ -337,6 +351,16 @@ uint32_t mr_vector_of(const mr_tensor *parts[MR_VECTOR_PARTS_MAX], const mr_mode
         assert(parts[count]);
     }
     return count;
+}
+
+const mr_tensor *mr_memory_tensor(const mr_model *model, uint32_t layer, const char *suffix) {
+    const mr_config *c = mr_model_config(model);
+    char name[160];
+    if (c->memory == MR_MEMORY_META)
+        snprintf(name, sizeof(name), LAYER "memory.%s", c->insertions[layer].source, suffix);
+    else
+        snprintf(name, sizeof(name), MEM "%s", layer, suffix);
+    return mr_model_find(model, name);
 }
 
 const mr_tensor *mr_model_embedding(const mr_model *model) {
@@ -365,6 +389,7 @@ mr_tensor_kind mr_tensor_kind_of(uint32_t *index, bool *is_memory, const char *n
         *index = at;
     if (ends_with(name, "shuffle_index")) return MR_TENSOR_SHUFFLE;
     if (*is_memory && ends_with(name, ".keys")) return MR_TENSOR_KEYS;
+    if (ends_with(name, ".memory.keys")) return MR_TENSOR_KEYS;
     if (strstr(name, ".experts.")) return MR_TENSOR_EXPERT;
     if (ends_with(name, ".rotary_emb.inv_freq")) return MR_TENSOR_UNUSED;
     if (strcmp(name, "lm_head.weight") == 0) return MR_TENSOR_HEAD;

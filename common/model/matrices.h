@@ -72,9 +72,11 @@ typedef enum {
     MR_VECTOR_ATTN_OUT_BIAS,
     MR_VECTOR_FF_BIAS, /* up | gate */
     MR_VECTOR_FF_OUT_BIAS,
-    MR_VECTOR_QUERY_BIAS, /* of a memory layer */
-    MR_VECTOR_QUERY_NORM,
     MR_VECTOR_FINAL_NORM, /* of the model */
+    MR_VECTOR_QUERY_BIAS, /* of a memory layer, as are those below */
+    MR_VECTOR_QUERY_NORM,
+    MR_VECTOR_SILU_BIAS,
+    MR_VECTOR_VALUE_BIAS,
 } mr_vector_role;
 
 enum { MR_VECTOR_PARTS_MAX = 3 };
@@ -83,6 +85,9 @@ enum { MR_VECTOR_PARTS_MAX = 3 };
  * such vector. */
 uint32_t mr_vector_of(const mr_tensor *parts[MR_VECTOR_PARTS_MAX], const mr_model *model,
                       mr_vector_role role, uint32_t index);
+
+/* A memory layer's own tensor, "keys" or the like; NULL where it has none. */
+const mr_tensor *mr_memory_tensor(const mr_model *model, uint32_t layer, const char *suffix);
 
 /* transformer.wte.weight, or what stands for it: [head_rows][d_model]. */
 const mr_tensor *mr_model_embedding(const mr_model *model);

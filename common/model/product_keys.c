@@ -2,6 +2,7 @@
 #include "common/model/product_keys.h"
 
 #include "common/base/mem.h"
+#include "common/model/matrices.h"
 #include "common/model/pack.h"
 #include "common/ops/dense.h"
 #include "common/ops/gate.h"
@@ -17,16 +18,7 @@
         if (try_status != MR_OK) return try_status;                                                \
     } while (0)
 
-typedef struct {
-    char text[128];
-} name_text;
-
-static name_text named(uint32_t layer, const char *suffix) {
-    name_text name;
-    snprintf(name.text, sizeof(name.text), "transformer.mem_blocks.%u.%s", layer, suffix);
-    return name;
-}
-#define MEM(suffix) (named(layer, suffix).text)
+#define MEM(suffix) (mr_memory_tensor(model, layer, suffix))
 
 /* --- loading ---------------------------------------------------------------------------------- */
 
@@ -65,9 +57,9 @@ static mr_status open_keys(mr_product_keys *m, const mr_model *model, uint32_t l
         c->memory == MR_MEMORY_ULTRAMEM_V1 || c->memory == MR_MEMORY_ULTRAMEM_V2;
     const size_t side = (size_t)l->keys_per_side * l->key_dim * l->rank;
     float *all, *norm = NULL;
-    TRY(mr_load_floats(&all, model, MEM("keys"), err));
+    TRY(mr_load_floats(&all, model, MEM("keys")->name, err));
     mr_status status = MR_OK;
-    if (normalised) status = mr_load_floats(&norm, model, MEM("keys_norm.weight"), err);
+    if (normalised) status = mr_load_floats(&norm, model, MEM("keys_norm.weight")->name, err);
     m->keys = mr_alloc_array(2ull * l->heads, sizeof(*m->keys));
     for (uint32_t i = 0; i < 2 * l->heads && status == MR_OK; i++) {
         const key_source source = {all + i * side, l->key_dim, l->rank};
@@ -84,14 +76,14 @@ static mr_status open_cores(mr_product_keys *m, const mr_model *model, uint32_t 
                             mr_err *err) {
     const mr_memory_layer *l = mr_model_memory(model, layer);
     const size_t core = (size_t)l->heads * l->rank * l->rank;
-    TRY(mr_load_floats(&m->u, model, MEM("tucker_core_u"), err));
-    TRY(mr_load_floats(&m->v, model, MEM("tucker_core_v"), err));
+    TRY(mr_load_floats(&m->u, model, MEM("tucker_core_u")->name, err));
+    TRY(mr_load_floats(&m->v, model, MEM("tucker_core_v")->name, err));
     m->core = mr_alloc_array(l->cores * core, sizeof(float));
     for (uint32_t i = 0; i < l->cores; i++) {
         float *one;
         char suffix[32];
         snprintf(suffix, sizeof(suffix), "tucker_core.%u", i);
-        TRY(mr_load_floats(&one, model, MEM(suffix), err));
+        TRY(mr_load_floats(&one, model, MEM(suffix)->name, err));
         memcpy(m->core + i * core, one, core * sizeof(float));
         free(one);
     }
@@ -101,7 +93,7 @@ static mr_status open_cores(mr_product_keys *m, const mr_model *model, uint32_t 
 /* I64 to u32, checked to be a permutation of [0, n). */
 static mr_status open_shuffle(mr_product_keys *m, const mr_model *model, uint32_t layer,
                               mr_err *err) {
-    const mr_tensor *t = mr_model_find(model, MEM("shuffle_index"));
+    const mr_tensor *t = MEM("shuffle_index");
     const uint64_t n = t->shape[0];
     mr_mapping map;
     void *index, *seen = NULL;
@@ -133,26 +125,21 @@ static mr_status open_shuffle(mr_product_keys *m, const mr_model *model, uint32_
     return status;
 }
 
-static bool has_own_queries(const mr_config *c) {
-    return c->memory == MR_MEMORY_PKM || c->memory == MR_MEMORY_PLUS;
-}
-
 mr_status mr_product_keys_open(mr_product_keys *out, const mr_model *model, uint32_t layer,
                                mr_err *err) {
     const mr_config *c = mr_model_config(model);
     const mr_memory_layer *l = mr_model_memory(model, layer);
     const bool pkm = c->memory == MR_MEMORY_PKM;
-    const mr_tensor *query = mr_model_find(model, pkm ? MEM("query_proj.query_mlps.0.weight")
-                                                      : MEM("query_proj.weight"));
+    const mr_tensor *query = MEM(pkm ? "query_proj.query_mlps.0.weight" : "query_proj.weight");
     *out = (mr_product_keys){
         .layer = l,
         .table_rows = mr_model_table(model, l->table)->rows,
         .groups = (uint32_t)(query->shape[0] / (2ull * l->key_dim)),
-        .own_queries = has_own_queries(c),
-        .softmax = has_own_queries(c),
+        .own_queries = mr_memory_is_plain(c->memory),
+        .softmax = mr_memory_is_plain(c->memory),
     };
     TRY(open_keys(out, model, layer, err));
-    if (has_own_queries(c)) return MR_OK;
+    if (mr_memory_is_plain(c->memory)) return MR_OK;
     TRY(open_cores(out, model, layer, err));
     return open_shuffle(out, model, layer, err);
 }
@@ -171,7 +158,7 @@ void mr_product_keys_free(mr_product_keys *keys) {
 void mr_product_keys_plan(uint64_t *key_bytes, uint64_t *index_bytes, const mr_model *model,
                           uint32_t layer) {
     const mr_memory_layer *l = mr_model_memory(model, layer);
-    const mr_tensor *shuffle = mr_model_find(model, MEM("shuffle_index"));
+    const mr_tensor *shuffle = MEM("shuffle_index");
     const uint64_t side =
         mr_packed_data_bytes(MR_F32, (uint64_t)l->keys_per_side * l->rank, l->key_dim);
     *key_bytes = 2ull * l->heads * side +

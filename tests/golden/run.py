@@ -162,7 +162,8 @@ def main():
     passed = failed = 0
 
     def check(case):
-        peers = [c for c in cases if c.startswith("hf_") == case.startswith("hf_")]  # of one vocabulary
+        kind = case.startswith(("hf_", "meta_"))
+        peers = [c for c in cases if c.startswith(("hf_", "meta_")) == kind]  # of one vocabulary
         folder, other = (os.path.join(root, c) for c in (case, peers[peers.index(case) - 1]))
         try:
             digest, worst, problems = check_case(build, folder)
