@@ -163,10 +163,10 @@ static uint64_t rows_used(const mr_model *model, const mr_tensor *t) {
         for (uint32_t i = 0; i < matrix.part_count; i++)
             if (matrix.parts[i].tensor == t) rows += matrix.parts[i].rows;
     }
-    for (mr_vector_role role = MR_VECTOR_ATTN_NORM; role <= MR_VECTOR_FINAL_NORM; role++)
+    for (mr_vector_role role = MR_VECTOR_ATTN_NORM; role <= MR_VECTOR_VALUE_BIAS; role++)
         for (uint32_t i = 0; i < mr_model_config(model)->n_layers; i++) {
             const mr_tensor *parts[MR_VECTOR_PARTS_MAX];
-            const bool memory = role == MR_VECTOR_QUERY_BIAS || role == MR_VECTOR_QUERY_NORM;
+            const bool memory = role >= MR_VECTOR_QUERY_BIAS;
             const uint32_t most = memory                         ? mr_model_memory_count(model)
                                   : role == MR_VECTOR_FINAL_NORM ? 1
                                                                  : UINT32_MAX;

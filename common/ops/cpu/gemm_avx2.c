@@ -133,13 +133,15 @@ static inline bool v_quantize(int8_t *codes, float *d, int32_t *sum, const float
     return true;
 }
 
-#define MR_CODE_CASES(TILE, ELEMENT) MR_TILE_CASE(2, TILE, ELEMENT)
-#define MR_TILE_CASES(TILE, ELEMENT)                                                               \
-    MR_CODE_CASES(TILE, ELEMENT)                                                                   \
-    MR_TILE_CASE(3, TILE, ELEMENT)                                                                 \
-    MR_TILE_CASE(4, TILE, ELEMENT)                                                                 \
-    MR_TILE_CASE(5, TILE, ELEMENT)                                                                 \
-    MR_TILE_CASE(6, TILE, ELEMENT)
+#define MR_CODE_SIZES(X, TILE, ELEMENT)                                                            \
+    X(1, TILE, ELEMENT)                                                                            \
+    X(2, TILE, ELEMENT)
+#define MR_FLOAT_SIZES(X, TILE, ELEMENT)                                                           \
+    MR_CODE_SIZES(X, TILE, ELEMENT)                                                                \
+    X(3, TILE, ELEMENT)                                                                            \
+    X(4, TILE, ELEMENT)                                                                            \
+    X(5, TILE, ELEMENT)                                                                            \
+    X(6, TILE, ELEMENT)
 
 #include "common/ops/cpu/gemm_loop.h"
 

@@ -12,12 +12,13 @@ INLINE void pair_tile(const tile *t, const uint32_t rows, const uint32_t vectors
                       const mr_element element) {
     const size_t pair_bytes = (size_t)MR_PANEL * 4;
     const uint8_t *at[8];
-    vf sum[SUMS];
+    vf sum[SUMS], kept[SUMS];
     (void)element;
 #pragma GCC unroll 8
     for (uint32_t v = 0; v < vectors; v++) at[v] = vector_at(t, v, 4);
+    load_sums(kept, t, rows, vectors, false);
 #pragma GCC unroll 24
-    for (uint32_t i = 0; i < rows * vectors; i++) sum[i] = sum_so_far(t, i / vectors, i % vectors);
+    for (uint32_t i = 0; i < rows * vectors; i++) sum[i] = kept[i];
     for (uint32_t pair = t->begin / 2; pair < (t->end + 1) / 2; pair++) {
         __m512bh w[8];
         ask_ahead(t, at, vectors, pair, pair_bytes);
@@ -32,15 +33,14 @@ INLINE void pair_tile(const tile *t, const uint32_t rows, const uint32_t vectors
         }
     }
 #pragma GCC unroll 24
-    for (uint32_t i = 0; i < rows * vectors; i++) keep_sum(t, i / vectors, i % vectors, sum[i]);
+    for (uint32_t i = 0; i < rows * vectors; i++) kept[i] = sum[i];
+    keep_chains(t, rows, vectors, kept); /* no scales: as they are */
 }
 
+MR_FLOAT_SIZES(MR_TILE_FUNCTION, pair_tile, MR_BF16)
+
 static void tile_pairs(const tile *t, uint32_t rows) {
-    switch (rows) {
-        MR_TILE_CASES(pair_tile, MR_BF16)
-    default:
-        pair_tile(t, 1, TILE_VECTORS, MR_BF16);
-    }
+    switch (rows) { MR_FLOAT_SIZES(MR_TILE_CASE, pair_tile, MR_BF16) }
 }
 
 static void wide_pairs(const tile *t, uint32_t rows) {

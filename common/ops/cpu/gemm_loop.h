@@ -60,6 +60,14 @@ INLINE void keep_sum(const tile *t, uint32_t row, uint32_t v, vf sum) {
     v_store_first(y, outputs_left(t, v), sum);
 }
 
+/* Before and after the walk over K sums lie in memory, and these are calls: written out for every
+ * tile they would be most of the code and nearly all of the time to compile it. */
+static __attribute__((noinline)) void load_sums(vf *sum, const tile *t, uint32_t rows,
+                                                uint32_t vectors, bool from_zero) {
+    for (uint32_t i = 0; i < rows * vectors; i++)
+        sum[i] = from_zero ? v_set(0) : sum_so_far(t, i / vectors, i % vectors);
+}
+
 /* --- f32, bf16, f16, f8: x is fp32 ------------------------------------------------------------ */
 
 /* Weights of inputs k and k + 1 for one vector; k is even. */
@@ -94,12 +102,17 @@ INLINE uint32_t place_bytes(mr_element element) { /* between outputs */
     return element == MR_F8 ? 1 : element == MR_F16 ? 2 : 4;
 }
 
-INLINE void keep_chain(const tile *t, uint32_t row, uint32_t v, vf sum) {
+static __attribute__((noinline)) void keep_chain(const tile *t, uint32_t row, uint32_t v, vf sum) {
     if (t->w->block == MR_TILE_BLOCK)
         sum = v_fma(sum, scale_of(t, v, t->begin / MR_TILE_BLOCK), sum_so_far(t, row, v));
     else if (t->w->block == MR_WHOLE_ROW && t->end == t->w->k)
         sum = v_mul(sum, scale_of(t, v, 0));
     keep_sum(t, row, v, sum);
+}
+
+static __attribute__((noinline)) void keep_chains(const tile *t, uint32_t rows, uint32_t vectors,
+                                                  const vf *sum) {
+    for (uint32_t i = 0; i < rows * vectors; i++) keep_chain(t, i / vectors, i % vectors, sum[i]);
 }
 
 /* Asks for the lines of a tile's panels that will be read `ahead` bytes on. */
@@ -121,12 +134,12 @@ INLINE void float_tile(const tile *t, const uint32_t rows, const uint32_t vector
                        const mr_element element) {
     const size_t pair_bytes = (size_t)MR_PANEL * mr_element_bits(element) / 4;
     const uint8_t *at[8];
-    vf sum[SUMS], w[8][2];
+    vf sum[SUMS], w[8][2], kept[SUMS];
 #pragma GCC unroll 8
     for (uint32_t v = 0; v < vectors; v++) at[v] = vector_at(t, v, place_bytes(element));
+    load_sums(kept, t, rows, vectors, t->w->block == MR_TILE_BLOCK);
 #pragma GCC unroll 24
-    for (uint32_t i = 0; i < rows * vectors; i++)
-        sum[i] = t->w->block == MR_TILE_BLOCK ? v_set(0) : sum_so_far(t, i / vectors, i % vectors);
+    for (uint32_t i = 0; i < rows * vectors; i++) sum[i] = kept[i];
     uint32_t k = t->begin;
     for (; k + 2 <= t->end; k += 2) {
         ask_ahead(t, at, vectors, k / 2, pair_bytes);
@@ -153,7 +166,8 @@ INLINE void float_tile(const tile *t, const uint32_t rows, const uint32_t vector
             sum[i] = v_fma(v_set(input_of(t, rows, i / vectors, k)),
                            one_weight(at[i % vectors], k, element), sum[i]);
 #pragma GCC unroll 24
-    for (uint32_t i = 0; i < rows * vectors; i++) keep_chain(t, i / vectors, i % vectors, sum[i]);
+    for (uint32_t i = 0; i < rows * vectors; i++) kept[i] = sum[i];
+    keep_chains(t, rows, vectors, kept);
 }
 
 /* --- int8, int4: x is codes (mr_quantize_rows) ------------------------------------------------ */
@@ -202,18 +216,28 @@ INLINE void dot_block(vi dot[CODE_SUMS], const tile *t, const uint8_t *const *at
     }
 }
 
+static __attribute__((noinline)) void keep_codes(const tile *t, uint32_t rows, uint32_t vectors,
+                                                 const vf *sum) {
+    const bool scaled = t->w->block == MR_WHOLE_ROW && t->end >= t->w->k;
+    for (uint32_t i = 0; i < rows * vectors; i++) {
+        const vf y = scaled ? v_mul(sum[i], scale_of(t, i % vectors, 0)) : sum[i];
+        keep_sum(t, i / vectors, i % vectors, y);
+    }
+}
+
 INLINE void code_tile(const tile *t, const uint32_t rows, const uint32_t vectors,
                       const mr_element element) {
     const size_t depth = mr_packed_depth(element, t->w->k);
     const size_t block_bytes = (size_t)MR_PANEL * 4 * mr_element_bits(element);
     const bool by_row = t->w->block == MR_WHOLE_ROW;
     const uint8_t *at[4];
-    vf sum[CODE_SUMS];
+    vf sum[CODE_SUMS], kept[CODE_SUMS];
     vi dot[CODE_SUMS];
 #pragma GCC unroll 4
     for (uint32_t v = 0; v < vectors; v++) at[v] = vector_at(t, v, 4);
+    load_sums(kept, t, rows, vectors, false);
 #pragma GCC unroll 12
-    for (uint32_t i = 0; i < rows * vectors; i++) sum[i] = sum_so_far(t, i / vectors, i % vectors);
+    for (uint32_t i = 0; i < rows * vectors; i++) sum[i] = kept[i];
     for (uint32_t first = t->begin; first < t->end; first += 32) {
         vf scale[4];
         ask_ahead(t, at, vectors, first / 32, block_bytes);
@@ -237,10 +261,8 @@ INLINE void code_tile(const tile *t, const uint32_t rows, const uint32_t vectors
         }
     }
 #pragma GCC unroll 12
-    for (uint32_t i = 0; i < rows * vectors; i++) {
-        if (by_row && t->end >= t->w->k) sum[i] = v_mul(sum[i], scale_of(t, i % vectors, 0));
-        keep_sum(t, i / vectors, i % vectors, sum[i]);
-    }
+    for (uint32_t i = 0; i < rows * vectors; i++) kept[i] = sum[i];
+    keep_codes(t, rows, vectors, kept);
 }
 
 /* --- the walk over panels, chunks of K and rows ----------------------------------------------- */
@@ -363,34 +385,33 @@ INLINE void walk_one(walk *k, uint32_t wide, tile_function run_wide, tile_functi
 /* --- one function for each type ----------------------------------------------------------------
  */
 
+/* A function for each number of rows: in one they would be compiled together, slowly. */
+#define MR_TILE_FUNCTION(ROWS, TILE, ELEMENT)                                                      \
+    static __attribute__((noinline)) void TILE##_##ELEMENT##_##ROWS(const tile *t) {               \
+        TILE(t, ROWS, TILE_VECTORS, ELEMENT);                                                      \
+    }
+#define MR_TILE_CASE(ROWS, TILE, ELEMENT)                                                          \
+    case ROWS:                                                                                     \
+        TILE##_##ELEMENT##_##ROWS(t);                                                              \
+        break;
 #define MR_FLOAT_TILES(ELEMENT)                                                                    \
+    MR_FLOAT_SIZES(MR_TILE_FUNCTION, float_tile, ELEMENT)                                          \
     static void tile_##ELEMENT(const tile *t, uint32_t rows) {                                     \
-        switch (rows) {                                                                            \
-            MR_TILE_CASES(float_tile, ELEMENT)                                                     \
-        default:                                                                                   \
-            float_tile(t, 1, TILE_VECTORS, ELEMENT);                                               \
-        }                                                                                          \
+        switch (rows) { MR_FLOAT_SIZES(MR_TILE_CASE, float_tile, ELEMENT) }                        \
     }                                                                                              \
     static void wide_##ELEMENT(const tile *t, uint32_t rows) {                                     \
         (void)rows;                                                                                \
         float_tile(t, 1, FLOAT_WIDE, ELEMENT);                                                     \
     }
 #define MR_CODE_TILES(ELEMENT)                                                                     \
+    MR_CODE_SIZES(MR_TILE_FUNCTION, code_tile, ELEMENT)                                            \
     static void tile_##ELEMENT(const tile *t, uint32_t rows) {                                     \
-        switch (rows) {                                                                            \
-            MR_CODE_CASES(code_tile, ELEMENT)                                                      \
-        default:                                                                                   \
-            code_tile(t, 1, TILE_VECTORS, ELEMENT);                                                \
-        }                                                                                          \
+        switch (rows) { MR_CODE_SIZES(MR_TILE_CASE, code_tile, ELEMENT) }                          \
     }                                                                                              \
     static void wide_##ELEMENT(const tile *t, uint32_t rows) {                                     \
         (void)rows;                                                                                \
         code_tile(t, 1, CODE_WIDE, ELEMENT);                                                       \
     }
-#define MR_TILE_CASE(ROWS, TILE, ELEMENT)                                                          \
-    case ROWS:                                                                                     \
-        TILE(t, ROWS, TILE_VECTORS, ELEMENT);                                                      \
-        break;
 
 INLINE void run_walk(walk *k, uint32_t wide, tile_function run_wide, tile_function run) {
     if (k->m == 1)
