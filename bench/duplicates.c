@@ -251,7 +251,8 @@ int main(int argc, char **argv) {
         {"entries", 0, MR_OPT_INT, &k, 1, 1024, "N", "rows a token reads (84)"},
         {"slots", 0, MR_OPT_INT, &slots, 1, 16, "N", "expansion slots (1)"},
         {"seconds", 0, MR_OPT_DOUBLE, &seconds, 0.01, 60, "S", "for each way and skew (0.5)"},
-        {"isa", 0, MR_OPT_TEXT, &isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
+        {"isa", 0, MR_OPT_TEXT, &isa, 0, 0, "NAME",
+         "ref, avx2, avx512 or neon (the best there is)"},
         {0}};
     const mr_command_spec spec = {
         "bench_duplicates [options]",

@@ -147,7 +147,8 @@ int mr_cmd_generate(int argc, char **argv) {
         {"grid", 0, MR_OPT_TEXT, &a.grid, 0, 0, "GxW", "cut the tables; 1x1 (the text is equal)"},
         {"numeric", 0, MR_OPT_TEXT, &a.numeric, 0, 0, "KIND",
          "exact, or fast: bf16 products where the processor has them (exact)"},
-        {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME", "ref, avx2 or avx512; the best there is"},
+        {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME",
+         "ref, avx2, avx512 or neon; the best there is"},
         {0}};
     const mr_command_spec spec = {
         "memrack generate MODEL [-p TEXT] [options]",

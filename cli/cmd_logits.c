@@ -365,7 +365,7 @@ int mr_cmd_logits(int argc, char **argv) {
         {"numeric", 0, MR_OPT_TEXT, &a.numeric, 0, 0, "KIND",
          "exact, or fast: bf16 products where the processor has them (exact)"},
         {"isa", 0, MR_OPT_TEXT, &a.isa, 0, 0, "NAME",
-         "ref, avx2 or avx512 (default: the best here)"},
+         "ref, avx2, avx512 or neon (default: the best here)"},
         {0}};
     const mr_command_spec spec = {
         "memrack logits MODEL --input IN.safetensors --output OUT.safetensors [options]",

@@ -14,9 +14,9 @@
 mr_status mr_embedded_ops(const mr_ops **out, const char *isa, mr_err *err) {
     *out = mr_ops_find(isa);
     if (*out) return MR_OK;
-    return mr_fail(err, MR_ERR_ARGUMENT,
-                   "--isa '%.20s' is not one of ref, avx2, avx512, or this processor lacks it",
-                   isa);
+    return mr_fail(
+        err, MR_ERR_ARGUMENT,
+        "--isa '%.20s' is not one of ref, avx2, avx512, neon, or this processor lacks it", isa);
 }
 
 /* What the process will hold, before it allocates it; refused when memory is short. */

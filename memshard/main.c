@@ -83,7 +83,7 @@ static int parse(settings *s, int argc, char **argv) {
         {"require-keys", 0, MR_OPT_FLAG, &s->is_key_required, 0, 0, NULL,
          "refuse sessions without a key: every frame carries a MAC"},
         {"gpu", 0, MR_OPT_INT, &s->gpu, 0, 63, "N", "pool on GPU N: rows go to its memory too"},
-        {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2 or avx512 (the best there is)"},
+        {"isa", 0, MR_OPT_TEXT, &s->isa, 0, 0, "NAME", "ref, avx2, avx512, neon (the best)"},
         {"ready-fd", 0, MR_OPT_INT, &s->ready_fd, 0, 1 << 20, "FD",
          "write the address to this descriptor when ready"},
         {0}};

@@ -38,6 +38,7 @@ HOMES = {
     r"curl/": ["cli/logits_remote", "cli/selftest_cluster", "common/model/source_http"],
     r"cmocka\.h": ["tests/"],
     r"immintrin\.h": ["common/ops/", "bench/"],
+    r"arm_neon\.h": ["common/ops/"],
     r"grpc/": ["common/net/rpc"],
     r"ucp/": ["common/net/fabric_ucx"],
     r"liburing": ["memshard/tier_uring"],

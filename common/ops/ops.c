@@ -14,6 +14,8 @@ const mr_ops *mr_ops_find(const char *name) {
         return &mr_ops_avx512bf16;
     if (avx512 && (!name || strcmp(name, "avx512") == 0)) return &mr_ops_avx512;
     if (avx2 && (!name || strcmp(name, "avx2") == 0)) return &mr_ops_avx2;
+#elif defined(__aarch64__)
+    if (!name || strcmp(name, "neon") == 0) return &mr_ops_neon;
 #endif
     if (!name || strcmp(name, "ref") == 0) return &mr_ops_ref;
     return NULL;

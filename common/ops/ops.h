@@ -126,8 +126,8 @@ typedef struct {
 } mr_ops;
 
 extern const mr_ops mr_ops_ref;
-/* "ref", "avx2", "avx512", "avx512bf16" or NULL for the best of the first three that this processor
- * has; NULL when it has not. */
+/* "ref", "avx2", "avx512", "avx512bf16", "neon" or NULL for the best that this processor has, other
+ * than avx512bf16; NULL when it has not. */
 const mr_ops *mr_ops_find(const char *name);
 /* What people ask for: numeric NULL or "exact" is mr_ops_find(isa), whose backends agree bit for
  * bit; "fast" is avx512bf16 where the processor has it and isa is NULL or "avx512", else as exact.

@@ -2,16 +2,19 @@
 """Golden cases: every folder beside this file holds a tiny model and what the official implementation, or for
 hf_* the transformers package, computes for it (README.md). This runs `memrack logits --trace` on each and compares.
 
-    tests/golden/run.py BUILD_DIR [CASES_DIR]
+    tests/golden/run.py BUILD_DIR [CASES_DIR] [--runner "qemu-aarch64 -L ROOT"] [--same-as BUILD_DIR]
 
 Integers must be equal position by position; floats: max|got - want| / max|want| <= 2e-5; where input_ids end
 with a greedy continuation, ours must be the same. The second
-part runs every option that may not change the hash and compares hashes. Python's standard library only.
+part runs every option that may not change the hash and compares hashes, with those of another build too where one
+is given: --runner starts a build for another architecture. Python's standard library only.
 """
+import argparse
 import array
 import concurrent.futures
 import json
 import os
+import shlex
 import struct
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import tempfile
 
 TOLERANCE = 2e-5
 LIMIT_S = 60
+RUNNER = {}  # of a build: the command that starts its programs
 
 
 def read(path):
@@ -59,7 +63,8 @@ def logits(build, model, expected, extra=()):
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "out.safetensors")
         run = subprocess.run(
-            [os.path.join(build, "memrack"), "logits", model, "--input", expected, "--output", out, *extra],
+            [*RUNNER.get(build, []), os.path.join(build, "memrack"), "logits", model,
+             "--input", expected, "--output", out, *extra],
             capture_output=True, text=True, timeout=LIMIT_S)
         if run.returncode != 0:
             raise RuntimeError(run.stderr.strip())
@@ -139,7 +144,8 @@ def check_same_bits(build, folder, digest, other):
                 variants.append(["--table-grid", f"{rows}x{columns}"])
         variants += [["--table-grid", "3x2", "--trace"], ["--table-grid", "1x32"],
                      ["--stages", "4", "--decode-from", "7"]]
-    variants += [["--isa", "avx2"], ["--isa", "ref"], ["--stages", "2"], ["--stages", "3", "--prefill-chunk", "5"],
+    variants += [["--isa", "avx2"], ["--isa", "neon"], ["--isa", "ref"], ["--stages", "2"],
+                 ["--stages", "3", "--prefill-chunk", "5"],
                  ["--stages", "3", "--decode-from", "19"], ["--stages", "3", "--trace"]]
     problems = []
     for extra in variants:
@@ -156,8 +162,14 @@ def check_same_bits(build, folder, digest, other):
 
 
 def main():
-    build = sys.argv[1]
-    root = sys.argv[2] if len(sys.argv) > 2 else os.path.dirname(os.path.abspath(__file__))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("build")
+    parser.add_argument("cases", nargs="?", default=os.path.dirname(os.path.abspath(__file__)))
+    parser.add_argument("--runner", type=shlex.split, default=[])
+    parser.add_argument("--same-as", metavar="BUILD_DIR")
+    a = parser.parse_args()
+    build, root = a.build, a.cases
+    RUNNER[build] = a.runner
     cases = sorted(d for d in os.listdir(root) if os.path.exists(os.path.join(root, d, "expected.safetensors")))
     passed = failed = 0
 
@@ -168,6 +180,8 @@ def main():
         try:
             digest, worst, problems = check_case(build, folder)
             problems += check_same_bits(build, folder, digest, os.path.join(other, "expected.safetensors"))
+            if a.same_as and logits(a.same_as, folder, os.path.join(folder, "expected.safetensors"))[0] != digest:
+                problems.append(f"{a.same_as}: other bits")
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             problems, worst = [str(error)], float("nan")
         return case, worst, problems

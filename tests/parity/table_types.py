@@ -152,7 +152,8 @@ def isas():
     """Those this processor has."""
     with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
         flags = file.read()
-    return ["ref"] + ["avx2"] * (" avx2 " in flags) + ["avx512"] * (" avx512bw " in flags)
+    return (["ref"] + ["avx2"] * (" avx2 " in flags) + ["avx512"] * (" avx512bw " in flags)
+            + ["neon"] * (os.uname().machine == "aarch64"))
 
 
 def main():

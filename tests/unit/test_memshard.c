@@ -320,8 +320,8 @@ static void test_every_grid_gives_the_same_bits(void **state) {
     (void)state;
     const mr_grid grids[] = {{1, 1}, {2, 1}, {3, 1}, {8, 1},  {57, 1}, {64, 1},
                              {1, 2}, {1, 3}, {2, 4}, {3, 24}, {2, 30}, {8, 5}};
-    const char *names[] = {"ref", "avx2", "avx512"};
-    for (size_t n = 0; n < 3; n++) {
+    const char *names[] = {"ref", "avx2", "avx512", "neon"};
+    for (size_t n = 0; n < sizeof(names) / sizeof(names[0]); n++) {
         const mr_ops *ops = mr_ops_find(names[n]);
         for (size_t i = 0; ops && i < sizeof(grids) / sizeof(grids[0]); i++)
             for (uint32_t shards = 1; shards <= 16; shards += shards < 3 ? 1 : 5)

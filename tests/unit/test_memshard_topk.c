@@ -309,7 +309,7 @@ static void test_the_worker_s_bits(void **state) {
         mr_grid grid;
         uint32_t shards;
     } grids[] = {{{1, 1}, 1}, {{3, 1}, 2}, {{8, 1}, 4}, {{1, 3}, 2}, {{2, 5}, 3}};
-    const char *const isas[] = {"ref", "avx2", "avx512"};
+    const char *const isas[] = {"ref", "avx2", "avx512", "neon"};
     mr_team *team;
     mr_err err;
     (void)state;

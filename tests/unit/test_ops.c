@@ -34,8 +34,9 @@ static uint32_t below(uint32_t n) {
     return next_u32() % n;
 }
 
-static const mr_ops *backend(int i) {
-    static const char *const names[] = {"avx2", "avx512"};
+enum { BACKENDS = 3 };
+static const mr_ops *backend(int i) { /* NULL: not on this processor */
+    static const char *const names[BACKENDS] = {"avx2", "avx512", "neon"};
     return mr_ops_find(names[i]);
 }
 
@@ -97,7 +98,7 @@ static void check_pool(mr_storage_type type, uint32_t columns, uint32_t column_f
         weight, ENTRIES, slots,   column_first, core_columns, core_first};
     const size_t cells = (size_t)TOKENS * slots * columns;
     int64_t *want = calloc(cells, 8), *got = calloc(cells, 8);
-    for (int b = 0; b < 2; b++) {
+    for (int b = 0; b < BACKENDS; b++) {
         if (!backend(b)) continue;
         memset(want, 0x11, cells * 8); /* added to, not overwritten */
         memset(got, 0x11, cells * 8);
@@ -179,7 +180,7 @@ static void test_gate_dot(void **unused) {
             const mr_gate_args args = {t.rows, 2, ENTRIES, count, row, x, widths[w] + 2};
             int64_t want[ENTRIES], got[ENTRIES];
             mr_ops_ref.gate_dot(want, &args);
-            for (int b = 0; b < 2; b++) {
+            for (int b = 0; b < BACKENDS; b++) {
                 if (!backend(b)) continue;
                 backend(b)->gate_dot(got, &args);
                 assert_memory_equal(want, got, sizeof(want));
@@ -220,12 +221,20 @@ static void free_matrix(matrix *made) {
     free(made->rows);
 }
 
-/* The way that processors with AVX-512 but without VNNI multiply codes. */
-static void check_without_vnni(const float *want, float *got, size_t stride, const void *prepared,
+/* The way that processors with AVX-512 but without VNNI multiply codes, or with NEON but without
+ * SDOT. */
+static void check_without_dots(const float *want, float *got, size_t stride, const void *prepared,
                                uint32_t m, const mr_packed *w) {
-    if (mr_ops_find("avx512") == NULL || (w->element != MR_I8 && w->element != MR_I4)) return;
+    if (w->element != MR_I8 && w->element != MR_I4) return;
     memset(got, 0, m * stride * sizeof(float));
+#if defined(__aarch64__)
+    mr_neon_gemm_codes(got, stride, prepared, m, w, 0, mr_packed_panels(w));
+#elif defined(__x86_64__)
+    if (mr_ops_find("avx512") == NULL) return;
     mr_avx512_gemm_codes(got, stride, prepared, m, w, 0, mr_packed_panels(w));
+#else
+    return;
+#endif
     assert_memory_equal(want, got, m * stride * sizeof(float));
 }
 
@@ -243,7 +252,7 @@ static void check_gemm(mr_storage storage, uint32_t m, uint32_t n, uint32_t k) {
     for (size_t i = 0; i < (size_t)m * (k + 1); i++) x[i] = next_float();
     mr_ops_ref.prepare(prepared, x, k + 1, m, &w);
     mr_ops_ref.gemm(want, stride, x, k + 1, prepared, m, &w, 0, panels);
-    for (int b = 0; b < 2; b++) {
+    for (int b = 0; b < BACKENDS; b++) {
         if (!backend(b)) continue;
         const mr_ops *ops = backend(b);
         assert_int_equal(ops->prepared_bytes(&w), prepared_bytes);
@@ -269,7 +278,7 @@ static void check_gemm(mr_storage storage, uint32_t m, uint32_t n, uint32_t k) {
         }
         assert_true(fabs(sum - (double)want[column]) < slack);
     }
-    check_without_vnni(want, got, stride, prepared, m, &w);
+    check_without_dots(want, got, stride, prepared, m, &w);
     free(row);
     free(prepared);
     free(again);
@@ -356,7 +365,7 @@ static void test_quantize_odd_values(void **unused) {
                : below(30)    ? next_float()
                               : odd[below(8)];
     mr_quantize_rows(want, x, K, ROWS, K);
-    for (int b = 0; b < 2; b++) {
+    for (int b = 0; b < BACKENDS; b++) {
         if (!backend(b)) continue;
         backend(b)->prepare(got, x, K, ROWS, &w);
         assert_memory_equal(want, got, ROWS * bytes);
@@ -437,11 +446,12 @@ static void test_attend(void **unused) {
     (void)unused;
     for (int round = 0; round < 200; round++) {
         const uint32_t dim = dims[round % 8];
-        mr_attention_state want_state[HEADS], got_state[2][HEADS];
-        float want[HEADS * DIM_MAX] = {0}, got[2][HEADS * DIM_MAX] = {{0}};
+        mr_attention_state want_state[HEADS], got_state[BACKENDS][HEADS];
+        float want[HEADS * DIM_MAX] = {0}, got[BACKENDS][HEADS * DIM_MAX] = {{0}};
         const float size = ldexpf(1, (int)below(12) - 4);
         for (int h = 0; h < HEADS; h++)
-            want_state[h] = got_state[0][h] = got_state[1][h] = (mr_attention_state){-INFINITY, 0};
+            for (int b = -1; b < BACKENDS; b++)
+                (b < 0 ? want_state : got_state[b])[h] = (mr_attention_state){-INFINITY, 0};
         for (uint32_t i = 0; i < HEADS * dim; i++) query[i] = next_float() * size;
         for (int block = 0; block < BLOCKS; block++) {
             const uint32_t count = block < BLOCKS - 1 && round % 2 ? 16 : 1 + below(16);
@@ -451,7 +461,7 @@ static void test_attend(void **unused) {
             }
             if (round % 50 == 7) keys[below(count * dim)] = INFINITY;
             mr_ops_ref.attend(want_state, want, query, HEADS, keys, values, count, dim, 0.125f);
-            for (int b = 0; b < 2; b++) {
+            for (int b = 0; b < BACKENDS; b++) {
                 if (!backend(b)) continue;
                 backend(b)->attend(got_state[b], got[b], query, HEADS, keys, values, count, dim,
                                    0.125f);
@@ -515,14 +525,14 @@ static void test_select(void **unused) {
                 order[j] = order[j - 1];
                 order[j - 1] = t;
             }
-        for (int b = -1; b < 2; b++) {
+        for (int b = -1; b < BACKENDS; b++) {
             const mr_ops *ops = b < 0 ? &mr_ops_ref : backend(b);
             if (!ops) continue;
             assert_true(ops->select(got, score, n, k, scratch));
             assert_memory_equal(order, got, k * sizeof(*got));
         }
         score[below(n)] = NAN;
-        for (int b = -1; b < 2; b++) {
+        for (int b = -1; b < BACKENDS; b++) {
             const mr_ops *ops = b < 0 ? &mr_ops_ref : backend(b);
             if (ops) assert_false(ops->select(got, score, n, k, scratch));
         }

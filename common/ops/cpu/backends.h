@@ -3,20 +3,27 @@
 #define MR_OPS_CPU_BACKENDS_H
 #include "common/ops/ops.h"
 
-extern const mr_ops mr_ops_avx2, mr_ops_avx512, mr_ops_avx512bf16;
+extern const mr_ops mr_ops_avx2, mr_ops_avx512, mr_ops_avx512bf16, mr_ops_neon;
 
-/* pool_avx2.c, pool_avx512.c */
+/* pool_*.c */
 void mr_avx2_pool32(int32_t *acc, const mr_pool_args *a);
 void mr_avx2_pool64(int64_t *acc, const mr_pool_args *a);
 void mr_avx2_gate_dot(int64_t *dot, const mr_gate_args *a);
 void mr_avx512_pool32(int32_t *acc, const mr_pool_args *a);
 void mr_avx512_pool64(int64_t *acc, const mr_pool_args *a);
 void mr_avx512_gate_dot(int64_t *dot, const mr_gate_args *a);
+void mr_neon_pool32(int32_t *acc, const mr_pool_args *a);
+void mr_neon_pool64(int64_t *acc, const mr_pool_args *a);
+void mr_neon_gate_dot(int64_t *dot, const mr_gate_args *a);
 
 /* gemm_*.c: as the functions of mr_ops. */
 size_t mr_avx2_prepared_bytes(const mr_packed *w);
 void mr_avx2_prepare(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w);
 void mr_avx2_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, const void *prepared,
+                  uint32_t m, const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
+size_t mr_neon_prepared_bytes(const mr_packed *w);
+void mr_neon_prepare(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w);
+void mr_neon_gemm(float *y, size_t y_stride, const float *x, size_t x_stride, const void *prepared,
                   uint32_t m, const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
 size_t mr_avx512_prepared_bytes(const mr_packed *w);
 void mr_avx512_prepare(void *out, const float *x, size_t x_stride, uint32_t m, const mr_packed *w);
@@ -36,11 +43,18 @@ void mr_avx2_attend(mr_attention_state *state, float *out, const float *query, u
 void mr_avx512_attend(mr_attention_state *state, float *out, const float *query, uint32_t heads,
                       const float *keys, const float *values, uint32_t count, uint32_t dim,
                       float scale);
-/* Products with int8 and int4 weights; the second needs VNNI. */
+void mr_neon_attend(mr_attention_state *state, float *out, const float *query, uint32_t heads,
+                    const float *keys, const float *values, uint32_t count, uint32_t dim,
+                    float scale);
+/* Products with int8 and int4 weights; avx512vnni and neondot for processors that have these. */
 void mr_avx512_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m, const mr_packed *w,
                           uint32_t panel_first, uint32_t panel_count);
 void mr_avx512vnni_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m,
                               const mr_packed *w, uint32_t panel_first, uint32_t panel_count);
+void mr_neon_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m, const mr_packed *w,
+                        uint32_t panel_first, uint32_t panel_count);
+void mr_neondot_gemm_codes(float *y, size_t y_stride, const void *x, uint32_t m, const mr_packed *w,
+                           uint32_t panel_first, uint32_t panel_count);
 
 /* A score and its index as one integer that orders as select does: larger is better, equal scores
  * by lower index. The sign trick makes fp32 bits ordered integers; adding 0 turns -0 into +0. */

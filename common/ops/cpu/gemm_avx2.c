@@ -9,6 +9,7 @@ typedef __m256 vf;
 typedef __m256i vi;
 #define LANES 8
 enum {
+    TILE_VECTORS = 2,
     SUMS = 12,
     CODE_SUMS = 6,
     FLOAT_ROWS = 6,
@@ -76,6 +77,9 @@ static inline vi v_set_i(int32_t x) {
 static inline vi v_load_i(const uint8_t *at) {
     return _mm256_loadu_si256((const __m256i *)(const void *)at);
 }
+static inline vi v_load_i8(const uint8_t *at) {
+    return v_load_i(at);
+}
 static inline vi v_low_nibbles(vi x) {
     return _mm256_and_si256(x, _mm256_set1_epi8(15));
 }
@@ -85,8 +89,8 @@ static inline vi v_high_nibbles(vi x) {
 static inline vi v_sub_i(vi a, vi b) {
     return _mm256_sub_epi32(a, b);
 }
-static inline vi v_times_power(vi x, int power) {
-    return _mm256_sllv_epi32(x, _mm256_set1_epi32(power));
+static inline vi v_offset(int32_t sum, mr_element element) {
+    return _mm256_sllv_epi32(v_set_i(sum), _mm256_set1_epi32(element == MR_I8 ? 7 : 3));
 }
 static inline vf v_to_float(vi x) {
     return _mm256_cvtepi32_ps(x);

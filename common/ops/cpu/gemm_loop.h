@@ -1,18 +1,19 @@
 /* gemm_loop.h - products with packed weights, written once for all vector widths. A file that
- * includes it has defined LANES, vf (floats) and vi (integers) of so many lanes, and the small
- * functions v_* below on them; it is built with the flags of its instruction set.
+ * includes it has defined LANES, TILE_VECTORS, vf (floats) and vi (integers) of so many lanes, and
+ * the small functions v_* below on them; it is built with the flags of its instruction set.
  *
  * Work is counted in vectors of outputs: vector g holds outputs [g * LANES, + LANES). A tile is
- * `rows` rows of x times `vectors` such vectors, its sums in registers, each one chain over K. K is
- * walked in chunks, so that a chunk of a panel stays in the first-level cache while all rows use
- * it; between chunks the sums wait in y, and nothing is added in another order. */
+ * `rows` rows of x times `vectors` such vectors (TILE_VECTORS of them), its sums in registers, each
+ * one chain over K. K is walked in chunks, so that a chunk of a panel stays in the first-level
+ * cache while all rows use it; between chunks the sums wait in y, and nothing is added in another
+ * order. */
 #ifndef MR_OPS_CPU_GEMM_LOOP_H
 #define MR_OPS_CPU_GEMM_LOOP_H
 #include "common/ops/packed.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { IN_PANEL = MR_PANEL / LANES, TILE_VECTORS = 2 };
+enum { IN_PANEL = MR_PANEL / LANES };
 
 typedef struct {
     float *y;
@@ -179,7 +180,7 @@ INLINE int32_t word_at(const uint8_t *at) {
 }
 
 /* The exact sums of 32 inputs from `first` on. Weights are stored without sign: the caller takes
- * the offset off. */
+ * v_offset off. */
 INLINE void dot_block(vi dot[CODE_SUMS], const tile *t, const uint8_t *const *at, uint32_t first,
                       const uint32_t rows, const uint32_t vectors, const mr_element element) {
     const size_t step = (size_t)MR_PANEL * 4;
@@ -190,7 +191,7 @@ INLINE void dot_block(vi dot[CODE_SUMS], const tile *t, const uint8_t *const *at
         for (uint32_t q = 0; q < 8; q++) {
             vi w[4];
 #pragma GCC unroll 4
-            for (uint32_t v = 0; v < vectors; v++) w[v] = v_load_i(at[v] + (first / 4 + q) * step);
+            for (uint32_t v = 0; v < vectors; v++) w[v] = v_load_i8(at[v] + (first / 4 + q) * step);
 #pragma GCC unroll 12
             for (uint32_t i = 0; i < rows * vectors; i++)
                 dot[i] = v_dot4(dot[i], w[i % vectors],
@@ -248,8 +249,7 @@ INLINE void code_tile(const tile *t, const uint32_t rows, const uint32_t vectors
 #pragma GCC unroll 6
         for (uint32_t i = 0; i < rows; i++) {
             const uint8_t *facts = t->x + i * t->x_bytes + depth + first / 8;
-            const vi offset =
-                v_times_power(v_set_i(word_at(facts + depth / 8)), element == MR_I8 ? 7 : 3);
+            const vi offset = v_offset(word_at(facts + depth / 8), element);
             float d;
             memcpy(&d, facts, sizeof(d));
 #pragma GCC unroll 4

@@ -10,6 +10,7 @@ typedef __m512 vf;
 typedef __m512i vi;
 #define LANES 16
 enum {
+    TILE_VECTORS = 2,
     SUMS = 24,
     CODE_SUMS = 12,
     FLOAT_ROWS = 12,
@@ -78,6 +79,9 @@ static inline vi v_set_i(int32_t x) {
 static inline vi v_load_i(const uint8_t *at) {
     return _mm512_loadu_si512(at);
 }
+static inline vi v_load_i8(const uint8_t *at) {
+    return v_load_i(at);
+}
 static inline vi v_low_nibbles(vi x) {
     return _mm512_and_si512(x, _mm512_set1_epi8(15));
 }
@@ -87,8 +91,8 @@ static inline vi v_high_nibbles(vi x) {
 static inline vi v_sub_i(vi a, vi b) {
     return _mm512_sub_epi32(a, b);
 }
-static inline vi v_times_power(vi x, int power) {
-    return _mm512_sllv_epi32(x, _mm512_set1_epi32(power));
+static inline vi v_offset(int32_t sum, mr_element element) {
+    return _mm512_sllv_epi32(v_set_i(sum), _mm512_set1_epi32(element == MR_I8 ? 7 : 3));
 }
 static inline vf v_to_float(vi x) {
     return _mm512_cvtepi32_ps(x);

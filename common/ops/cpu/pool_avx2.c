@@ -7,6 +7,7 @@
 #if defined(__AVX2__)
 #include "common/ops/cpu/pool_loop.h"
 
+#include <immintrin.h>
 #include <math.h>
 
 static inline __m256 load8(const uint8_t *at, mr_storage_type type) {
@@ -62,7 +63,7 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
         __m256i even = _mm256_setzero_si256(), odd = even;
         for (int i = 0; i < rows; i++) {
             __m256 a, b;
-            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            ask(q->next[i] + c * size);
             split_bf16(q->row[i] + c * size, &a, &b);
             even = _mm256_add_epi32(even, product32(w[i], a));
             odd = _mm256_add_epi32(odd, product32(w[i], b));
@@ -75,7 +76,7 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
     for (; c + 8 <= to; c += 8) {
         __m256i sum = _mm256_setzero_si256();
         for (int i = 0; i < rows; i++) {
-            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            ask(q->next[i] + c * size);
             sum = _mm256_add_epi32(sum, product32(w[i], load8(q->row[i] + c * size, type)));
         }
         add_to(acc + c, sum);
@@ -99,7 +100,7 @@ static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const
         __m256i *at = (__m256i *)(void *)(acc + c);
         __m256i sum0 = _mm256_loadu_si256(at), sum1 = _mm256_loadu_si256(at + 1);
         for (int i = 0; i < rows; i++) {
-            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            ask(q->next[i] + c * size);
             const __m256 w = _mm256_set1_ps(q->weight[i][core_at]);
             const __m256 p = _mm256_mul_ps(w, load8(q->row[i] + c * size, type));
             sum0 = _mm256_add_epi64(sum0, to_int64(_mm256_castps256_ps128(p)));
@@ -117,8 +118,6 @@ static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const
 
 /* --- rows with scales, and f16: decoded a piece at a time, then added like f32 ------------------
  */
-
-enum { PIECE = 256 };
 
 static inline void decode_i8(float *out, const uint8_t *codes, float scale, uint32_t count) {
     const __m256 s = _mm256_set1_ps(scale);
@@ -170,98 +169,9 @@ static inline void decode_i4(float *out, const uint8_t *codes, float scale) {
     }
 }
 
-static inline float scale_of(const uint8_t *at, mr_storage_type type) {
-    float whole;
-    int16_t half;
-    if (type == MR_STORE_INT8_BLOCK || type == MR_STORE_INT4) {
-        memcpy(&half, at, sizeof(half));
-        return _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16(half)));
-    }
-    memcpy(&whole, at, sizeof(whole));
-    return whole;
+static inline float from_f16(uint16_t half) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_set1_epi16((int16_t)half)));
 }
-
-/* Columns [first, first + count) of a row. */
-static inline __attribute__((always_inline)) void
-decode_piece(float *out, const uint8_t *row, mr_storage_type type, uint32_t first, uint32_t count) {
-    if (type == MR_STORE_F16) {
-        decode_f16(out, row + (size_t)first * 2, count);
-        return;
-    }
-    if (type == MR_STORE_INT8 || type == MR_STORE_FP8) {
-        const float scale = scale_of(row, type);
-        if (type == MR_STORE_INT8)
-            decode_i8(out, row + 4 + first, scale, count);
-        else
-            decode_f8(out, row + 4 + first, scale, count);
-        return;
-    }
-    const uint32_t block = type == MR_STORE_FP8_BLOCK ? MR_TILE_BLOCK : MR_QUANT_BLOCK;
-    const size_t block_bytes = type == MR_STORE_FP8_BLOCK ? 132 : type == MR_STORE_INT4 ? 18 : 34;
-    for (uint32_t i = 0; i < count;) {
-        const uint32_t at = (first + i) % block;
-        const uint32_t take = block - at < count - i ? block - at : count - i;
-        const uint8_t *start = row + (first + i) / block * block_bytes;
-        const float scale = scale_of(start, type);
-        float whole[MR_QUANT_BLOCK];
-        if (type == MR_STORE_FP8_BLOCK)
-            decode_f8(out + i, start + 4 + at, scale, take);
-        else if (type == MR_STORE_INT8_BLOCK)
-            decode_i8(out + i, start + 2 + at, scale, take);
-        else if (take == MR_QUANT_BLOCK)
-            decode_i4(out + i, start + 2, scale);
-        else {
-            decode_i4(whole, start + 2, scale);
-            memcpy(out + i, whole + at, take * sizeof(float));
-        }
-        i += take;
-    }
-}
-
-/* The rows to come are asked for in step with the columns. */
-static inline void ask_on(const quad *q, int rows, uint32_t done, uint32_t all, size_t bytes,
-                          size_t *asked) {
-    const size_t until = done >= all ? bytes : bytes * done / all;
-    for (; *asked < until; *asked += 64)
-        for (int i = 0; i < rows; i++) _mm_prefetch((const char *)q->next[i] + *asked, _MM_HINT_T1);
-}
-
-#define DECODED_ROWS(NAME, TYPE, ADD, MR_ROWS_PLAIN)                                               \
-    static inline __attribute__((always_inline)) void NAME(                                        \
-        TYPE *acc, const mr_pool_args *a, const quad *q, int rows, mr_storage_type type) {         \
-        const uint32_t columns = a->rows.columns;                                                  \
-        const size_t bytes = touched_bytes(&a->rows);                                              \
-        size_t asked = 0;                                                                          \
-        float piece[4][PIECE];                                                                     \
-        if (type == MR_STORE_F32 || type == MR_STORE_BF16) {                                       \
-            MR_ROWS_PLAIN(acc, a, q, rows, type);                                                  \
-            return;                                                                                \
-        }                                                                                          \
-        for (uint32_t from = 0; from < columns;) {                                                 \
-            const uint32_t core = (a->column_first + from) / a->core_columns;                      \
-            uint32_t to = (core + 1) * a->core_columns - a->column_first;                          \
-            if (to > columns) to = columns;                                                        \
-            if (to - from > PIECE) to = from + PIECE;                                              \
-            ask_on(q, rows, to, columns, bytes, &asked);                                           \
-            quad p = *q;                                                                           \
-            for (int i = 0; i < rows; i++) {                                                       \
-                decode_piece(piece[i], q->row[i], type, a->rows.skip + from, to - from);           \
-                p.row[i] = p.next[i] = (const uint8_t *)piece[i];                                  \
-            }                                                                                      \
-            ADD(acc + from, &p, rows, (core - a->core_first) * a->weight_stride, 0, 0, to - from,  \
-                MR_STORE_F32);                                                                     \
-            from = to;                                                                             \
-        }                                                                                          \
-    }
-
-MR_POOL_ROWS(plain_rows32, int32_t, quad_add32)
-MR_POOL_ROWS(plain_rows64, int64_t, quad_add64)
-DECODED_ROWS(pool_rows32, int32_t, quad_add32, plain_rows32)
-DECODED_ROWS(pool_rows64, int64_t, quad_add64, plain_rows64)
-MR_POOL(pool_any32, int32_t, pool_rows32)
-MR_POOL(pool_any64, int64_t, pool_rows64)
-MR_POOL_TYPES(mr_avx2_pool32, int32_t, pool_any32)
-MR_POOL_TYPES(mr_avx2_pool64, int64_t, pool_any64)
 
 /* --- gate dots ----------------------------------------------------------------------------------
  */
@@ -287,20 +197,9 @@ dot_plain(const float *x, const uint8_t *row, uint32_t columns, mr_storage_type 
     return total;
 }
 
-static inline __attribute__((always_inline)) int64_t
-dot_row(const float *x, const uint8_t *row, const mr_rows *r, mr_storage_type type) {
-    float piece[PIECE];
-    uint64_t total = 0;
-    if (type == MR_STORE_F32 || type == MR_STORE_BF16)
-        return (int64_t)dot_plain(x, row, r->columns, type);
-    for (uint32_t c = 0; c < r->columns; c += PIECE) {
-        const uint32_t take = r->columns - c < PIECE ? r->columns - c : PIECE;
-        decode_piece(piece, row, type, r->skip + c, take);
-        total += dot_plain(x + c, (const uint8_t *)piece, take, MR_STORE_F32);
-    }
-    return (int64_t)total;
-}
+#include "common/ops/cpu/pool_pieces.h"
 
-MR_GATE(gate_any, dot_row)
+MR_POOL_TYPES(mr_avx2_pool32, int32_t, pool_any32)
+MR_POOL_TYPES(mr_avx2_pool64, int64_t, pool_any64)
 MR_GATE_TYPES(mr_avx2_gate_dot, gate_any)
 #endif

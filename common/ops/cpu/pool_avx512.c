@@ -8,6 +8,7 @@
 #if defined(__AVX512F__)
 #include "common/ops/cpu/pool_loop.h"
 
+#include <immintrin.h>
 #include <math.h>
 
 /* The first `left` of 16 lanes. */
@@ -156,7 +157,7 @@ static inline step16 step_at(uint32_t k, uint32_t skip, uint32_t from, uint32_t 
 /* One line of each row to come, whenever the walk enters another line. */
 static inline void ask_on(const quad *q, int rows, size_t at, size_t *asked) {
     if (at < *asked) return;
-    for (int i = 0; i < rows; i++) _mm_prefetch((const char *)q->next[i] + *asked, _MM_HINT_T1);
+    for (int i = 0; i < rows; i++) ask(q->next[i] + *asked);
     *asked += 64;
 }
 
@@ -281,7 +282,7 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
             __m512i even = _mm512_setzero_si512(), odd = even;
             for (int i = 0; i < rows; i++) {
                 __m512 a, b;
-                _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+                ask(q->next[i] + c * size);
                 split_bf16(q->row[i] + c * size, &a, &b);
                 even = _mm512_add_epi32(even, product32(w[i], a));
                 odd = _mm512_add_epi32(odd, product32(w[i], b));
@@ -296,7 +297,7 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
     for (; c + 16 <= to; c += 16) {
         __m512i sum = _mm512_loadu_si512(acc + c);
         for (int i = 0; i < rows; i++) {
-            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            ask(q->next[i] + c * size);
             sum = _mm512_add_epi32(sum, product32(w[i], load16(q->row[i] + c * size, type)));
         }
         _mm512_storeu_si512(acc + c, sum);
@@ -305,7 +306,7 @@ static inline __attribute__((always_inline)) void quad_add32(int32_t *acc, const
         const __mmask16 mask = lanes(to - c);
         __m512i sum = _mm512_maskz_loadu_epi32(mask, acc + c);
         for (int i = 0; i < rows; i++) {
-            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            ask(q->next[i] + c * size);
             sum = _mm512_add_epi32(
                 sum, product32(w[i], load16_masked(q->row[i] + c * size, type, mask)));
         }
@@ -330,7 +331,7 @@ static inline __attribute__((always_inline)) void quad_add64(int64_t *acc, const
         __m512i sum0 = _mm512_maskz_loadu_epi64(low, acc + c);
         __m512i sum1 = _mm512_maskz_loadu_epi64(high, acc + c + 8);
         for (int i = 0; i < rows; i++) {
-            _mm_prefetch((const char *)q->next[i] + c * size, _MM_HINT_T1);
+            ask(q->next[i] + c * size);
             const __m512 p = _mm512_mul_ps(w[i], load16_masked(q->row[i] + c * size, type, mask));
             sum0 = _mm512_add_epi64(sum0, _mm512_cvtps_epi64(_mm512_castps512_ps256(p)));
             sum1 = _mm512_add_epi64(sum1, _mm512_cvtps_epi64(_mm512_extractf32x8_ps(p, 1)));

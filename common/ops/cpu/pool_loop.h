@@ -1,12 +1,10 @@
 /* pool_loop.h - the walk over entries that the vector backends share; each brings its own
- * arithmetic for one to four rows. For x86-64 files built with the flags of their instruction set
- * only. */
+ * arithmetic for one to four rows, and is built with the flags of its instruction set. */
 #ifndef MR_OPS_CPU_POOL_LOOP_H
 #define MR_OPS_CPU_POOL_LOOP_H
 #include "common/ops/cpu/backends.h"
 
 #include <assert.h>
-#include <immintrin.h>
 
 static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
     return (const uint8_t *)r->data + (row - r->row_first) * r->stride;
@@ -17,8 +15,13 @@ static inline const uint8_t *row_at(const mr_rows *r, uint32_t row) {
  * into the second level came out best for rows of 384 to 2048 bytes (bench/pool.c, Zen 4). */
 enum { AHEAD = 12 };
 
+/* For reading, into the second-level cache: PREFETCHT1, PRFM PLDL2KEEP. */
+static inline __attribute__((always_inline)) void ask(const uint8_t *at) {
+    __builtin_prefetch(at, 0, 2);
+}
+
 static inline __attribute__((always_inline)) void prefetch_row(const uint8_t *row, size_t bytes) {
-    for (size_t b = 0; b < bytes; b += 64) _mm_prefetch((const char *)row + b, _MM_HINT_T1);
+    for (size_t b = 0; b < bytes; b += 64) ask(row + b);
 }
 
 /* From the first byte of a row to the last one that is read. */
