@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -17,26 +18,13 @@ typedef struct {
     mr_draft_settings speculation;
 } arguments;
 
-typedef struct {
-    mr_chat_message *messages; /* contents are owned */
-    uint32_t count, room;
-} conversation;
-
-static void say(conversation *c, const char *role, const char *content, size_t bytes) {
-    if (c->count == c->room) {
-        c->room = c->room ? 2 * c->room : 16;
-        c->messages = mr_realloc_array(c->messages, c->room, sizeof(*c->messages));
-    }
-    c->messages[c->count++] = (mr_chat_message){role, mr_strndup(content, bytes), bytes};
+static void unsay(json_t *messages) {
+    json_array_remove(messages, json_array_size(messages) - 1);
 }
 
-static void unsay(conversation *c) {
-    free((char *)(uintptr_t)c->messages[--c->count].content);
-}
-
-static void reset(conversation *c, const char *system) {
-    while (c->count > 0) unsay(c);
-    if (system) say(c, "system", system, strlen(system));
+static void reset(json_t *messages, const char *system) {
+    json_array_clear(messages);
+    if (system) mr_chat_message_add(messages, "system", system, strlen(system));
 }
 
 static void print(const char *text, size_t bytes) {
@@ -45,15 +33,16 @@ static void print(const char *text, size_t bytes) {
 }
 
 /* One turn; a failure is told and the turn forgotten, so that the user can go on. */
-static mr_status answer(mr_local *local, conversation *c, const arguments *a, mr_err *err) {
+static mr_status answer(mr_local *local, json_t *messages, const arguments *a, mr_err *err) {
     mr_token_list tokens = {0};
     mr_local_answer got = {0};
-    mr_status status =
-        mr_served_encode_chat(mr_local_served(local), c->messages, c->count, &tokens, err);
+    const mr_chat_input input = {
+        .messages = messages, .generation = true, .now = (int64_t)time(NULL)};
+    mr_status status = mr_served_encode_chat(mr_local_served(local), &input, &tokens, err);
     if (status == MR_OK) status = mr_local_generate(&got, local, &tokens, &a->sampling, print, err);
     if (status == MR_OK) {
         print("\n", 1);
-        say(c, "assistant", mr_text_string(&got.text), got.text.bytes);
+        mr_chat_message_add(messages, "assistant", mr_text_string(&got.text), got.text.bytes);
     }
     mr_text_free(&got.text);
     mr_token_list_free(&tokens);
@@ -88,7 +77,7 @@ static bool read_line(mr_text *out, bool is_terminal) {
 }
 
 /* false: the end. */
-static bool take_line(mr_local *local, conversation *c, const arguments *a, const mr_text *line,
+static bool take_line(mr_local *local, json_t *messages, const arguments *a, const mr_text *line,
                       mr_status *last) {
     const char *text = mr_text_string(line);
     mr_err err = {{0}};
@@ -96,14 +85,14 @@ static bool take_line(mr_local *local, conversation *c, const arguments *a, cons
     if (strcmp(text, "/help") == 0)
         help();
     else if (strcmp(text, "/reset") == 0)
-        reset(c, a->system);
+        reset(messages, a->system);
     else if (text[0] == '/')
         fprintf(stderr, "no command %.40s; /help lists them\n", text);
     else if (line->bytes > 0) {
-        say(c, "user", text, line->bytes);
-        *last = answer(local, c, a, &err);
+        mr_chat_message_add(messages, "user", text, line->bytes);
+        *last = answer(local, messages, a, &err);
         if (*last != MR_OK) {
-            unsay(c);
+            unsay(messages);
             fprintf(stderr, "memrack chat: %s%s\n", err.text,
                     strstr(err.text, "context") ? " (/reset starts anew)" : "");
         }
@@ -114,7 +103,6 @@ static bool take_line(mr_local *local, conversation *c, const arguments *a, cons
 static int run(const char *command, const char *model, const arguments *a) {
     mr_err err = {{0}};
     mr_local *local;
-    conversation c = {0};
     mr_text line = {0};
     mr_status last = MR_OK;
     const bool is_terminal = isatty(STDIN_FILENO) && isatty(STDERR_FILENO);
@@ -129,18 +117,18 @@ static int run(const char *command, const char *model, const arguments *a) {
     if (status == MR_OK) status = mr_local_open(&local, &options, &err);
     if (status != MR_OK) return mr_cli_fail(command, status, &err);
     const mr_served *served = mr_local_served(local);
+    json_t *messages = json_array();
     status = mr_chat_template_check(served->chat, &err);
     if (status == MR_OK && !served->tokenizer)
         status = mr_fail(&err, MR_ERR_UNSUPPORTED, "%s has no tokenizer.json", model);
     if (status == MR_OK) {
         if (is_terminal) fprintf(stderr, "%s is listening; /help lists commands\n", served->name);
-        reset(&c, a->system);
-        while (read_line(&line, is_terminal) && take_line(local, &c, a, &line, &last))
+        reset(messages, a->system);
+        while (read_line(&line, is_terminal) && take_line(local, messages, a, &line, &last))
             ;
         if (is_terminal) fputs("\n", stderr);
     }
-    reset(&c, NULL);
-    free(c.messages);
+    json_decref(messages);
     mr_text_free(&line);
     mr_local_close(local);
     if (status != MR_OK) return mr_cli_fail(command, status, &err);

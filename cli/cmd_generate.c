@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef struct {
@@ -77,10 +78,14 @@ static mr_status generate(mr_local *local, const mr_text *prompt, const argument
                           mr_local_answer *answer, mr_err *err) {
     mr_token_list tokens = {0};
     const mr_served *served = mr_local_served(local);
-    const mr_chat_message message = {"user", mr_text_string(prompt), prompt->bytes};
+    json_t *messages = json_array();
+    const mr_chat_input input = {
+        .messages = messages, .generation = true, .now = (int64_t)time(NULL)};
+    mr_chat_message_add(messages, "user", mr_text_string(prompt), prompt->bytes);
     mr_status status =
-        a->chat ? mr_served_encode_chat(served, &message, 1, &tokens, err)
+        a->chat ? mr_served_encode_chat(served, &input, &tokens, err)
                 : mr_served_encode(served, mr_text_string(prompt), prompt->bytes, &tokens, err);
+    json_decref(messages);
     if (status == MR_OK)
         status =
             mr_local_generate(answer, local, &tokens, &a->sampling, a->json ? NULL : print, err);

@@ -12,6 +12,7 @@
 #include "common/base/json.h"
 #include "common/base/limits.h"
 #include "common/base/mem.h"
+#include "common/model/chat_template.h"
 #include "common/net/address.h"
 
 #include <errno.h>
@@ -209,13 +210,11 @@ int64_t mr_up_worker_threads(const mr_up *up, uint32_t count, uint32_t shards) {
 
 /* A model with a chat template answers chats; any other continues a text. */
 static bool has_chat_template(const mr_up *up) {
-    json_t *root = NULL;
-    char *path = mr_format("%s/tokenizer_config.json", up->s.model);
-    const bool found = mr_json_load(&root, path, MR_MAX_CONFIG_BYTES, NULL) == MR_OK &&
-                       json_is_string(json_object_get(root, "chat_template"));
-    json_decref(root);
-    free(path);
-    return found;
+    mr_chat_template *chat;
+    if (mr_chat_template_open(&chat, up->s.model, NULL) != MR_OK) return false;
+    const bool has = mr_chat_template_check(chat, NULL) == MR_OK;
+    mr_chat_template_close(chat);
+    return has;
 }
 
 void mr_up_show_example(const mr_up *up, const char *address) {

@@ -122,7 +122,12 @@ static const field chat_fields[] = {
     {"response_format", HONOURED},
     {"tool_choice", HONOURED},
     {"modalities", HONOURED},
-    {"tools", ONLY_EMPTY},
+    {"tools", HONOURED},
+    {"documents", HONOURED},
+    {"chat_template_kwargs", HONOURED},
+    {"add_generation_prompt", HONOURED},
+    {"continue_final_message", HONOURED},
+    {"chat_template", ONLY_NULL},
     {"functions", ONLY_EMPTY},
     {"function_call", ONLY_NULL},
     {"audio", ONLY_NULL},
@@ -433,8 +438,11 @@ static bool check_chat_only(const json_t *root, mr_api_error *error) {
         (!json_is_object(format) || !json_object_get(format, "type") ||
          !allow_word(json_object_get(format, "type"), "text")))
         return openai_refuse(error, "response_format", "response_format is supported as text only");
-    if (!allow_word(json_object_get(root, "tool_choice"), "none"))
-        return openai_refuse(error, "tool_choice", "tool_choice is not supported by this server");
+    const json_t *choice = json_object_get(root, "tool_choice");
+    if (!allow_word(choice, "none") && !allow_word(choice, "auto"))
+        return openai_refuse(error, "tool_choice",
+                             "tool_choice is supported as \"none\" and \"auto\" only: answers are "
+                             "not forced into calls");
     if (modalities && !json_is_null(modalities) &&
         (json_array_size(modalities) != 1 || !allow_word(json_array_get(modalities, 0), "text")))
         return openai_refuse(error, "modalities", "modalities is supported as [\"text\"] only");

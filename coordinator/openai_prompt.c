@@ -5,8 +5,10 @@
 #include "common/base/limits.h"
 #include "common/base/mem.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static bool add_ids(mr_api_call *call, const mr_served *served, const json_t *ids,
                     const char *param, size_t index, size_t room, mr_api_error *error) {
@@ -112,15 +114,18 @@ bool openai_read_prompt(mr_api_call *call, const mr_served *served, const json_t
 
 /* --- messages --------------------------------------------------------------------------------- */
 
-/* content: a string, or parts of type text, which are put together. */
-static bool read_content(mr_text *out, const json_t *message, size_t index, mr_api_error *error) {
+static bool has_items(const json_t *list) {
+    return json_array_size(list) > 0;
+}
+
+/* content: a string, or parts of type text; an assistant's may be missing beside tool_calls. */
+static bool check_content(const json_t *message, size_t index, mr_api_error *error) {
     const json_t *content = json_object_get(message, "content");
     size_t i;
     json_t *part;
-    if (json_is_string(content)) {
-        mr_text_add(out, json_string_value(content), json_string_length(content));
+    if (json_is_string(content)) return true;
+    if ((!content || json_is_null(content)) && has_items(json_object_get(message, "tool_calls")))
         return true;
-    }
     if (!json_is_array(content))
         return openai_refuse(error, "messages",
                              "messages[%zu].content must be a string or an array of parts, not %s",
@@ -133,45 +138,79 @@ static bool read_content(mr_text *out, const json_t *message, size_t index, mr_a
                                  "messages[%zu].content[%zu] is not a part of type text: only text "
                                  "is supported",
                                  index, i);
-        mr_text_add(out, json_string_value(text), json_string_length(text));
     }
     return true;
 }
 
-static bool read_message(mr_chat_message *out, mr_text *content, const json_t *message,
-                         size_t index, mr_api_error *error) {
+static bool check_objects(const json_t *list, const char *param, const char *what,
+                          mr_api_error *error) {
+    size_t i;
+    json_t *item;
+    if (!list || json_is_null(list)) return true;
+    if (!json_is_array(list))
+        return openai_refuse(error, param, "%s must be an array, not %s", what,
+                             mr_json_type_name(list));
+    json_array_foreach(list, i, item) if (!json_is_object(item)) return openai_refuse(
+        error, param, "%s[%zu] must be an object, not %s", what, i, mr_json_type_name(item));
+    return true;
+}
+
+static bool check_message(const json_t *message, size_t index, mr_api_error *error) {
+    char what[64];
     const json_t *role = json_object_get(message, "role");
-    const json_t *calls = json_object_get(message, "tool_calls");
     if (!json_is_object(message))
         return openai_refuse(error, "messages", "messages[%zu] must be an object, not %s", index,
                              mr_json_type_name(message));
     if (!json_is_string(role))
         return openai_refuse(error, "messages", "messages[%zu].role must be a string, not %s",
                              index, mr_json_type_name(role));
-    if (calls && !json_is_null(calls) && json_array_size(calls) > 0)
-        return openai_refuse(error, "messages", "messages[%zu].tool_calls is not supported", index);
-    if (!read_content(content, message, index, error)) return false;
-    out->role = json_string_value(role);
-    if (strcmp(out->role, "developer") == 0) out->role = "system"; /* OpenAI's newer word for it */
-    out->content = mr_text_string(content);
-    out->content_bytes = content->bytes;
-    return true;
+    snprintf(what, sizeof(what), "messages[%zu].tool_calls", index);
+    return check_objects(json_object_get(message, "tool_calls"), "messages", what, error) &&
+           check_content(message, index, error);
 }
 
-static bool encode_messages(mr_api_call *call, const mr_served *served,
-                            const mr_chat_message *messages, uint32_t count, mr_api_error *error) {
+static bool read_flag(bool *out, const json_t *root, const char *name, mr_api_error *error) {
+    mr_err err;
+    return mr_json_bool(out, root, name, &err) == MR_OK || openai_refuse_as(error, name, &err);
+}
+
+/* What the template is given beside the messages. */
+static bool read_extras(mr_chat_input *in, const json_t *root, mr_api_error *error) {
+    const char *choice = json_string_value(json_object_get(root, "tool_choice"));
+    const json_t *more = json_object_get(root, "chat_template_kwargs");
+    in->tools = json_object_get(root, "tools");
+    in->documents = json_object_get(root, "documents");
+    if (!check_objects(in->tools, "tools", "tools", error) ||
+        !check_objects(in->documents, "documents", "documents", error))
+        return false;
+    if (choice && strcmp(choice, "none") == 0) in->tools = NULL; /* none of them may be called */
+    if (more && !json_is_null(more) && !json_is_object(more))
+        return openai_refuse(error, "chat_template_kwargs",
+                             "chat_template_kwargs must be an object, not %s",
+                             mr_json_type_name(more));
+    in->variables = more;
+    if (!read_flag(&in->continues, root, "continue_final_message", error)) return false;
+    in->generation = !in->continues;
+    return read_flag(&in->generation, root, "add_generation_prompt", error);
+}
+
+static bool encode_messages(mr_api_call *call, const mr_served *served, const mr_chat_input *in,
+                            mr_api_error *error) {
     mr_token_list list = {0};
     mr_err err;
-    const mr_status status = mr_served_encode_chat(served, messages, count, &list, &err);
-    if (status == MR_OK) mr_request_add_prompt(call->request, list.items, list.count);
+    const mr_status status = mr_served_encode_chat(served, in, &list, &err);
+    const bool good = status == MR_OK && list.count > 0;
+    if (good) mr_request_add_prompt(call->request, list.items, list.count);
     mr_token_list_free(&list);
-    return status == MR_OK || openai_refuse_as(error, "messages", &err);
+    if (status != MR_OK) return openai_refuse_as(error, "messages", &err);
+    return good || openai_refuse(error, "messages", "the chat template makes an empty prompt");
 }
 
 bool openai_read_messages(mr_api_call *call, const mr_served *served, const json_t *root,
                           mr_api_error *error) {
     const json_t *list = json_object_get(root, "messages");
     const size_t count = json_array_size(list);
+    mr_chat_input in = {.messages = list, .now = (int64_t)time(NULL)};
     if (!list) return openai_refuse(error, "messages", "messages is missing");
     if (!json_is_array(list))
         return openai_refuse(error, "messages", "messages must be an array, not %s",
@@ -180,16 +219,9 @@ bool openai_read_messages(mr_api_call *call, const mr_served *served, const json
     if (count > MR_MAX_MESSAGES)
         return openai_refuse(error, "messages", "%zu messages; at most %d are taken", count,
                              MR_MAX_MESSAGES);
-    mr_chat_message *messages = mr_alloc_array(count, sizeof(*messages));
-    mr_text *contents = mr_alloc_array(count, sizeof(*contents));
-    bool good = true;
-    for (size_t i = 0; i < count && good; i++)
-        good = read_message(&messages[i], &contents[i], json_array_get(list, i), i, error);
-    if (good) good = encode_messages(call, served, messages, (uint32_t)count, error);
-    for (size_t i = 0; i < count; i++) mr_text_free(&contents[i]);
-    free(contents);
-    free(messages);
-    return good;
+    for (size_t i = 0; i < count; i++)
+        if (!check_message(json_array_get(list, i), i, error)) return false;
+    return read_extras(&in, root, error) && encode_messages(call, served, &in, error);
 }
 
 /* --- rows of token ids ------------------------------------------------------------------------ */

@@ -143,10 +143,10 @@ mr_status mr_served_encode(const mr_served *s, const char *text, size_t bytes, m
     return encode(s, text, bytes, &(mr_encode_options){.add_template = true}, out, err);
 }
 
-mr_status mr_served_encode_chat(const mr_served *s, const mr_chat_message *messages, uint32_t count,
-                                mr_token_list *out, mr_err *err) {
+mr_status mr_served_encode_chat(const mr_served *s, const mr_chat_input *input, mr_token_list *out,
+                                mr_err *err) {
     mr_chat_prompt prompt;
-    mr_status status = mr_chat_template_render(&prompt, s->chat, messages, count, true, err);
+    mr_status status = mr_chat_template_render(&prompt, s->chat, input, err);
     if (status != MR_OK) return status;
     const mr_encode_options options = {.literal = prompt.literal,
                                        .literal_count = prompt.literal_count};

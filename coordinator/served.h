@@ -35,7 +35,8 @@ void mr_served_close(mr_served *served); /* NULL is fine */
  * than the context, found without tokenizing all of it where its size alone tells. */
 mr_status mr_served_encode(const mr_served *served, const char *text, size_t bytes,
                            mr_token_list *out, mr_err *err);
-mr_status mr_served_encode_chat(const mr_served *served, const mr_chat_message *messages,
-                                uint32_t count, mr_token_list *out, mr_err *err);
+/* A conversation: the template writes its special tokens itself. */
+mr_status mr_served_encode_chat(const mr_served *served, const mr_chat_input *input,
+                                mr_token_list *out, mr_err *err);
 
 #endif

@@ -72,6 +72,7 @@ enum {
     MR_MAX_LOGPROBS = 20,
     MR_MAX_REQUEST_SEQUENCES = 256,          /* prompts x n of one request */
     MR_MAX_MESSAGES = 4096,                  /* of one chat request */
+    MR_MAX_ROLE_BYTES = 64,
     MR_MAX_QUEUED_TOKENS = 16 << 20,         /* prompt tokens waiting, all requests together */
     MR_MAX_REPLY_BYTES = 64 << 20,           /* of a JSON reply that is not streamed */
     MR_MAX_LOGITS_BYTES = 512 << 20,         /* of one logits reply */
@@ -99,7 +100,7 @@ enum {
     MR_MAX_JINJA_SOURCE_BYTES = 1 << 20,
     MR_MAX_JINJA_NESTING = 200,           /* of expressions and blocks in the source */
     MR_MAX_JINJA_DEPTH = 800,             /* of the walk over them, with macros that call macros */
-    MR_MAX_JINJA_STEPS = 1 << 24,         /* nodes evaluated, and one for 32 bytes worked on */
+    MR_MAX_JINJA_STEPS = 1 << 23,         /* nodes evaluated, and some for bytes worked on */
     MR_MAX_JINJA_RANGE = 100000,          /* items of one range(), as the sandbox of jinja2 */
     MR_MAX_JINJA_BYTES = 256 << 20,       /* memory of one render, or of a parsed template */
     MR_MAX_JINJA_OUTPUT_BYTES = 64 << 20, /* of one rendered string */

@@ -23,6 +23,7 @@ static jinja_state *open_state(mr_err *err) {
     jinja_state *s = mr_alloc(sizeof(*s));
     s->err = err;
     s->line = 1;
+    s->steps_max = UINT64_MAX; /* a parse is bounded by its source */
     return s;
 }
 
@@ -102,6 +103,14 @@ static bool is_this_string(const jinja_node *node, const void *with) {
 
 bool mr_jinja_has_string(const mr_jinja *jinja, const char *text) {
     return any_of(jinja->tree.body, jinja->tree.body_count, is_this_string, text);
+}
+
+static bool is_this_name(const jinja_node *node, const void *with) {
+    return node->kind == JINJA_N_NAME && jinja_string_is(node->name, with);
+}
+
+bool mr_jinja_reads(const mr_jinja *jinja, const char *name) {
+    return any_of(jinja->tree.body, jinja->tree.body_count, is_this_name, name);
 }
 
 /* The expression is that attribute or item, perhaps filtered or one of two. */
@@ -200,10 +209,11 @@ static void find_spans(mr_jinja_output *out, const jinja_builder *text) {
 
 mr_status mr_jinja_render(mr_jinja_output *out, const mr_jinja *jinja,
                           const mr_jinja_variable *variables, size_t count, int64_t now,
-                          mr_err *err) {
+                          uint64_t steps, mr_err *err) {
     *out = (mr_jinja_output){0};
     jinja_state *s = open_state(err);
     s->now = now;
+    s->steps_max = steps;
     render_task task = {.jinja = jinja, .variables = variables, .count = count};
     const mr_status status = guard(s, run_render, &task);
     if (status == MR_OK) {

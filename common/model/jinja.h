@@ -26,6 +26,8 @@ void mr_jinja_close(mr_jinja *jinja); /* NULL is fine */
 
 /* The template has this string among its literals (exactly). */
 bool mr_jinja_has_string(const mr_jinja *jinja, const char *text);
+/* The template reads a variable of this name (or one of its own). */
+bool mr_jinja_reads(const mr_jinja *jinja, const char *name);
 /* Some for loop of the template runs over an attribute or item of this name, or over a variable
  * that was set from one. */
 bool mr_jinja_loops_over(const mr_jinja *jinja, const char *name);
@@ -49,12 +51,13 @@ typedef struct {
     uint32_t span_count;
 } mr_jinja_output; /* owned; mr_jinja_output_free */
 
-/* now: Unix time of strftime_now(), which tells UTC. MR_ERR_ARGUMENT: raise_exception() was called,
- * err is what it said; MR_ERR_LIMIT: a maximum; MR_ERR_UNSUPPORTED: refused by name; MR_ERR_FORMAT:
- * what Python would answer with another exception (undefined, wrong type, division by zero). */
+/* now: Unix time of strftime_now(), which tells UTC. steps: at most so many, MR_MAX_JINJA_STEPS
+ * where there is no reason for fewer. MR_ERR_ARGUMENT: raise_exception() was called, err is what it
+ * said; MR_ERR_LIMIT: a maximum; MR_ERR_UNSUPPORTED: refused by name; MR_ERR_FORMAT: what Python
+ * would answer with another exception (undefined, wrong type, division by zero). */
 mr_status mr_jinja_render(mr_jinja_output *out, const mr_jinja *jinja,
                           const mr_jinja_variable *variables, size_t count, int64_t now,
-                          mr_err *err);
+                          uint64_t steps, mr_err *err);
 void mr_jinja_output_free(mr_jinja_output *output);
 
 #endif

@@ -133,6 +133,7 @@ static bool get_item(jinja_state *s, const jinja_value *of, const jinja_value *k
     else if (of->kind == JINJA_STRING) {
         uint32_t c;
         const size_t at = jinja_char_offset(of->s->data, of->s->bytes, (size_t)index);
+        jinja_spend(s, at / 8);
         const size_t bytes = jinja_char_at(of->s->data + at, of->s->bytes - at, &c);
         *out = jinja_text(jinja_string_part(s, of->s, at, bytes));
     } else
@@ -169,7 +170,7 @@ jinja_value jinja_attribute_path(jinja_state *s, const jinja_value *of, const ji
         const jinja_string *part = parts.items[i].s;
         jinja_value key = parts.items[i];
         int64_t index;
-        if (jinja_all_are(part, JINJA_DIGIT | JINJA_DECIMAL) &&
+        if (jinja_all_are(s, part, JINJA_DIGIT | JINJA_DECIMAL) &&
             jinja_parse_int(s, part, 10, &index))
             key = jinja_int(index);
         at = jinja_item(s, &at, &key);
@@ -222,7 +223,7 @@ static jinja_value slice_string(jinja_state *s, const jinja_string *string, span
     if (part.step == 1) {
         const size_t first = jinja_char_offset(data, string->bytes, (size_t)part.start);
         const size_t bytes = jinja_char_offset(data + first, string->bytes - first, part.count);
-        jinja_spend_bytes(s, first + bytes);
+        jinja_spend_walk(s, first + bytes);
         return jinja_text(jinja_string_part(s, string, first, bytes));
     }
     const jinja_value whole = jinja_text(string);

@@ -105,8 +105,8 @@ const jinja_string *jinja_join(jinja_state *s, const jinja_string *separator, ji
                                bool convert);
 const jinja_string *jinja_center(jinja_state *s, const jinja_string *in, int64_t width,
                                  const jinja_string *fill, int sides);
-bool jinja_all_are(const jinja_string *string, uint32_t flags);
-bool jinja_is_cased(const jinja_string *string, bool upper);
+bool jinja_all_are(jinja_state *s, const jinja_string *string, uint32_t flags);
+bool jinja_is_cased(jinja_state *s, const jinja_string *string, bool upper);
 /* Python's int(str) and float(str); false: it is none. */
 bool jinja_parse_int(jinja_state *s, const jinja_string *string, int64_t base, int64_t *out);
 bool jinja_parse_float(jinja_state *s, const jinja_string *string, double *out);

@@ -63,6 +63,7 @@ static jinja_value f_title(jinja_state *s, const jinja_value *in, const jinja_ar
     const jinja_string *text = jinja_str(s, in);
     jinja_builder b = {0};
     no_arguments(s, args);
+    jinja_spend_lookups(s, text->bytes);
     for (size_t at = 0; at < text->bytes;) {
         uint32_t c;
         size_t first = jinja_char_at(text->data + at, text->bytes - at, &c), end = at + first;
@@ -162,7 +163,7 @@ static jinja_value f_wordcount(jinja_state *s, const jinja_value *in, const jinj
     bool in_word = false;
     int64_t count = 0;
     no_arguments(s, args);
-    jinja_spend_bytes(s, text->bytes);
+    jinja_spend_lookups(s, text->bytes);
     for (size_t at = 0; at < text->bytes;) {
         uint32_t c;
         at += jinja_char_at(text->data + at, text->bytes - at, &c);
@@ -214,6 +215,7 @@ static jinja_value f_escape(jinja_state *s, const jinja_value *in, const jinja_a
     no_arguments(s, args);
     if (text->markup) return jinja_text(text);
     size_t plain_from = 0;
+    jinja_spend_walk(s, text->bytes);
     for (size_t at = 0; at < text->bytes; at++) {
         const char *known = text->data[at] ? strchr(from, text->data[at]) : NULL;
         if (!known) continue;
@@ -295,6 +297,7 @@ static jinja_value round_int(jinja_state *s, int64_t value, int64_t digits) {
 
 static double round_float(jinja_state *s, double value, int64_t digits) {
     char text[700];
+    jinja_spend(s, JINJA_FLOAT_STEPS);
     if (!isfinite(value) || digits > ROUND_DIGITS_MAX) return value;
     if (digits >= 0) {
         snprintf(text, sizeof(text), "%.*f", (int)digits, value);

@@ -53,6 +53,7 @@ static void add_padding(filler *f, const style *st, int64_t count) {
 /* prefix (a sign, 0x) goes before padding of '='. */
 static void add_padded(filler *f, const style *st, const char *prefix, const jinja_string *body,
                        char align) {
+    jinja_spend_walk(f->s, body->bytes);
     const int64_t length = (int64_t)(strlen(prefix) + jinja_char_count(body->data, body->bytes));
     const int64_t missing = st->width > length ? st->width - length : 0;
     const int64_t left = align == '<' || align == '=' ? 0 : align == '^' ? missing / 2 : missing;
@@ -139,6 +140,7 @@ static void add_float(filler *f, const style *st, double value) {
     char text[NUMBER_BYTES], prefix[8];
     const int precision = st->precision < 0 ? 6 : (int)st->precision;
     double size = fabs(value);
+    jinja_spend(f->s, JINJA_FLOAT_STEPS);
     char type = st->type;
     if (precision > PRECISION_MAX)
         jinja_fail(f->s, MR_ERR_LIMIT, "a precision of more than %d", PRECISION_MAX);
@@ -375,7 +377,7 @@ static void add_formatted(filler *f, style *st, const jinja_value *v) {
 static jinja_value first_field(filler *f, size_t first) {
     const jinja_string *name = jinja_string_part(f->s, f->format, first, f->at - first);
     int64_t index;
-    if (name->bytes > 0 && !jinja_all_are(name, JINJA_DECIMAL)) {
+    if (name->bytes > 0 && !jinja_all_are(f->s, name, JINJA_DECIMAL)) {
         for (size_t i = 0; i < f->args->named; i++)
             if (jinja_string_equal(f->args->names[i], name)) return f->args->values[i];
         jinja_fail(f->s, MR_ERR_FORMAT, "a format string names '%.*s', which is not there",
@@ -405,7 +407,7 @@ static jinja_value read_field(filler *f) {
         const jinja_string *name = jinja_string_part(f->s, f->format, from, f->at - from);
         jinja_value key = jinja_text(name);
         if (name->bytes == 0) jinja_fail(f->s, MR_ERR_FORMAT, "empty attribute in format string");
-        if (is_item && jinja_all_are(name, JINJA_DECIMAL) &&
+        if (is_item && jinja_all_are(f->s, name, JINJA_DECIMAL) &&
             jinja_parse_int(f->s, name, 10, &key.i))
             key.kind = JINJA_INT;
         value = is_item ? jinja_item(f->s, &value, &key) : jinja_attribute(f->s, &value, name);

@@ -89,14 +89,14 @@ static void add_escape(jinja_state *s, jinja_builder *b, uint32_t c, bool user) 
 static void add_json_string(jinja_state *s, jinja_builder *b, const jinja_string *string,
                             bool ascii) {
     size_t plain = 0; /* where what needs no escape begins */
-    jinja_spend_bytes(s, string->bytes);
+    jinja_spend_walk(s, string->bytes);
     jinja_add_text(s, b, "\"");
     for (size_t at = 0; at < string->bytes;) {
         const uint8_t byte = (uint8_t)string->data[at];
         uint32_t c = byte;
         const size_t bytes =
             byte < 0x80 ? 1 : jinja_char_at(string->data + at, string->bytes - at, &c);
-        if (byte < 0x20 || byte == '"' || byte == '\\' || (ascii && byte >= 0x80)) {
+        if (byte < 0x20 || byte == '"' || byte == '\\' || (ascii && byte >= 0x7f)) {
             jinja_add_part(s, b, string, plain, at - plain);
             add_escape(s, b, c, jinja_user_wrote(string, at));
             plain = at + bytes;
@@ -109,6 +109,7 @@ static void add_json_string(jinja_state *s, jinja_builder *b, const jinja_string
 
 static void add_json_float(jinja_state *s, jinja_builder *b, double value) {
     char text[32];
+    jinja_spend(s, JINJA_FLOAT_STEPS);
     if (isnan(value))
         jinja_add_text(s, b, "NaN");
     else if (isinf(value))

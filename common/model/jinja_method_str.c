@@ -220,6 +220,7 @@ static bool window(jinja_state *s, const jinja_string *in, const jinja_value bou
     if (end > (int64_t)length) end = (int64_t)length;
     if (start > end) return false;
     *first = (size_t)start;
+    jinja_spend_walk(s, in->bytes);
     const size_t from = jinja_char_offset(in->data, in->bytes, (size_t)start);
     const size_t to = jinja_char_offset(in->data, in->bytes, (size_t)end);
     *out = jinja_string_part(s, in, from, to - from);
@@ -238,7 +239,7 @@ static int64_t find(jinja_state *s, const jinja_value *self, const jinja_args *a
     const size_t at =
         last ? jinja_string_find_last(s, in, what) : jinja_string_find(s, in, what, 0);
     if (at == SIZE_MAX) return -1;
-    jinja_spend_bytes(s, at);
+    jinja_spend_walk(s, at);
     return (int64_t)(first + jinja_char_count(in->data, at));
 }
 
@@ -270,6 +271,7 @@ static jinja_value str_count(jinja_state *s, const jinja_value *self, const jinj
     JINJA_BIND(s, "count()", search_names, 1, args, got);
     const jinja_string *what = jinja_want_string(s, &got[0], "what is counted");
     if (!window(s, own(self), &got[1], &in, &first)) return jinja_int(0);
+    jinja_spend_walk(s, what->bytes == 0 ? in->bytes : 0);
     if (what->bytes == 0) return jinja_int((int64_t)jinja_char_count(in->data, in->bytes) + 1);
     for (size_t at = 0; (at = jinja_string_find(s, in, what, at)) != SIZE_MAX; at += what->bytes)
         count++;
@@ -311,8 +313,7 @@ static jinja_value str_endswith(jinja_state *s, const jinja_value *self, const j
 static jinja_value ask(jinja_state *s, const jinja_value *self, const jinja_args *args,
                        uint32_t flags) {
     no_arguments(s, args);
-    jinja_spend_bytes(s, self->s->bytes);
-    return jinja_bool(jinja_all_are(self->s, flags));
+    return jinja_bool(jinja_all_are(s, self->s, flags));
 }
 
 static jinja_value str_isalpha(jinja_state *s, const jinja_value *self, const jinja_args *args) {
@@ -346,6 +347,7 @@ static jinja_value str_isprintable(jinja_state *s, const jinja_value *self,
 
 static jinja_value str_isascii(jinja_state *s, const jinja_value *self, const jinja_args *args) {
     no_arguments(s, args);
+    jinja_spend_walk(s, self->s->bytes);
     for (size_t i = 0; i < self->s->bytes; i++)
         if ((uint8_t)self->s->data[i] >= 0x80) return jinja_bool(false);
     return jinja_bool(true);
@@ -353,12 +355,12 @@ static jinja_value str_isascii(jinja_state *s, const jinja_value *self, const ji
 
 static jinja_value str_isupper(jinja_state *s, const jinja_value *self, const jinja_args *args) {
     no_arguments(s, args);
-    return jinja_bool(jinja_is_cased(own(self), true));
+    return jinja_bool(jinja_is_cased(s, own(self), true));
 }
 
 static jinja_value str_islower(jinja_state *s, const jinja_value *self, const jinja_args *args) {
     no_arguments(s, args);
-    return jinja_bool(jinja_is_cased(own(self), false));
+    return jinja_bool(jinja_is_cased(s, own(self), false));
 }
 
 /* Every word begins with upper or title case and goes on in lower case. */
@@ -366,6 +368,7 @@ static jinja_value str_istitle(jinja_state *s, const jinja_value *self, const ji
     const jinja_string *in = own(self);
     bool in_word = false, any = false;
     no_arguments(s, args);
+    jinja_spend_lookups(s, in->bytes);
     for (size_t at = 0; at < in->bytes;) {
         uint32_t c;
         at += jinja_char_at(in->data + at, in->bytes - at, &c);

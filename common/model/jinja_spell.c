@@ -66,7 +66,7 @@ static void repr_string(jinja_state *s, jinja_builder *b, const jinja_string *st
     const bool has_single = memchr(string->data, '\'', string->bytes) != NULL;
     const bool has_double = memchr(string->data, '"', string->bytes) != NULL;
     const char quote = has_single && !has_double ? '"' : '\'';
-    jinja_spend_bytes(s, string->bytes);
+    jinja_spend_lookups(s, string->bytes);
     if (string->markup) jinja_add_text(s, b, "Markup(");
     jinja_add(s, b, &quote, 1, false);
     for (size_t at = 0; at < string->bytes;) {
@@ -166,6 +166,7 @@ void jinja_repr(jinja_state *s, jinja_builder *b, const jinja_value *v) {
         jinja_add(s, b, text, (size_t)snprintf(text, sizeof(text), "%lld", (long long)v->i), false);
         return;
     case JINJA_FLOAT:
+        jinja_spend(s, JINJA_FLOAT_STEPS);
         jinja_add(s, b, text, jinja_spell_float(text, v->f), false);
         return;
     case JINJA_STRING:

@@ -81,8 +81,9 @@ void jinja_fail(jinja_state *s, mr_status status, const char *format, ...) {
 
 void jinja_spend(jinja_state *s, uint64_t steps) {
     s->steps += steps;
-    if (s->steps > MR_MAX_JINJA_STEPS)
-        jinja_fail(s, MR_ERR_LIMIT, "it takes more than %d steps", MR_MAX_JINJA_STEPS);
+    if (s->steps > s->steps_max)
+        jinja_fail(s, MR_ERR_LIMIT, "it takes more than %llu steps",
+                   (unsigned long long)s->steps_max);
 }
 
 void jinja_enter(jinja_state *s) {

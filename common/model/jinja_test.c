@@ -94,12 +94,12 @@ static bool t_callable(jinja_state *s, const jinja_value *in, const jinja_value 
 
 static bool t_lower(jinja_state *s, const jinja_value *in, const jinja_value *argument) {
     (void)argument;
-    return jinja_is_cased(jinja_str(s, in), false);
+    return jinja_is_cased(s, jinja_str(s, in), false);
 }
 
 static bool t_upper(jinja_state *s, const jinja_value *in, const jinja_value *argument) {
     (void)argument;
-    return jinja_is_cased(jinja_str(s, in), true);
+    return jinja_is_cased(s, jinja_str(s, in), true);
 }
 
 static bool t_escaped(jinja_state *s, const jinja_value *in, const jinja_value *argument) {

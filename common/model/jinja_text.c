@@ -24,10 +24,11 @@ static bool is_ascii(const jinja_string *string) {
 
 /* A sigma at `at` ends a word: something cased before it, nothing cased after it, but for what has
  * no say in it. */
-static bool ends_word(const jinja_string *string, size_t at, size_t bytes) {
+static bool ends_word(jinja_state *s, const jinja_string *string, size_t at, size_t bytes) {
     bool follows = false;
     uint32_t c;
     for (size_t i = at; i > 0 && !follows;) {
+        jinja_spend(s, 1);
         i = jinja_char_before(string->data, i);
         jinja_char_at(string->data + i, at - i, &c);
         const uint32_t flags = jinja_char_flags(c);
@@ -36,6 +37,7 @@ static bool ends_word(const jinja_string *string, size_t at, size_t bytes) {
         follows = true;
     }
     for (size_t i = at + bytes; follows && i < string->bytes;) {
+        jinja_spend(s, 1);
         i += jinja_char_at(string->data + i, string->bytes - i, &c);
         const uint32_t flags = jinja_char_flags(c);
         if (!(flags & JINJA_CASE_IGNORABLE)) return !(flags & JINJA_CASED);
@@ -52,8 +54,7 @@ static void add_converted(jinja_state *s, jinja_builder *b, const jinja_string *
         jinja_add_part(s, b, string, at, bytes);
         return;
     }
-    if (c == SIGMA && to == JINJA_TO_LOWER) jinja_spend_bytes(s, string->bytes);
-    if (c != SIGMA || to != JINJA_TO_LOWER || !ends_word(string, at, bytes))
+    if (c != SIGMA || to != JINJA_TO_LOWER || !ends_word(s, string, at, bytes))
         count = jinja_char_convert(out, c, to);
     for (size_t i = 0; i < count; i++) jinja_add_char(s, b, out[i], jinja_user_wrote(string, at));
 }
@@ -76,7 +77,7 @@ static const jinja_string *convert_ascii(jinja_state *s, const jinja_string *str
 
 const jinja_string *jinja_convert(jinja_state *s, const jinja_string *string, jinja_case to) {
     jinja_builder b = {0};
-    jinja_spend_bytes(s, 2 * string->bytes);
+    jinja_spend_walk(s, 2 * string->bytes);
     if (is_ascii(string)) return convert_ascii(s, string, to);
     for (size_t at = 0; at < string->bytes;) {
         uint32_t c;
@@ -89,7 +90,7 @@ const jinja_string *jinja_convert(jinja_state *s, const jinja_string *string, ji
 
 const jinja_string *jinja_capitalize(jinja_state *s, const jinja_string *string) {
     jinja_builder b = {0};
-    jinja_spend_bytes(s, 2 * string->bytes);
+    jinja_spend_lookups(s, string->bytes);
     for (size_t at = 0; at < string->bytes;) {
         uint32_t c;
         const size_t bytes = jinja_char_at(string->data + at, string->bytes - at, &c);
@@ -102,7 +103,7 @@ const jinja_string *jinja_capitalize(jinja_state *s, const jinja_string *string)
 const jinja_string *jinja_title_case(jinja_state *s, const jinja_string *string) {
     jinja_builder b = {0};
     bool in_word = false;
-    jinja_spend_bytes(s, 2 * string->bytes);
+    jinja_spend_lookups(s, string->bytes);
     for (size_t at = 0; at < string->bytes;) {
         uint32_t c;
         const size_t bytes = jinja_char_at(string->data + at, string->bytes - at, &c);
@@ -115,7 +116,7 @@ const jinja_string *jinja_title_case(jinja_state *s, const jinja_string *string)
 
 const jinja_string *jinja_swap_case(jinja_state *s, const jinja_string *string) {
     jinja_builder b = {0};
-    jinja_spend_bytes(s, 2 * string->bytes);
+    jinja_spend_lookups(s, string->bytes);
     for (size_t at = 0; at < string->bytes;) {
         uint32_t c;
         const size_t bytes = jinja_char_at(string->data + at, string->bytes - at, &c);
@@ -159,7 +160,7 @@ const jinja_string *jinja_strip(jinja_state *s, const jinja_string *string,
         end = before;
     }
     const size_t each = chars ? 1 + chars->bytes : 1;
-    jinja_spend_bytes(s, (string->bytes - (end - first)) * each);
+    jinja_spend_lookups(s, (string->bytes - (end - first)) * each);
     return jinja_string_part(s, string, first, end - first);
 }
 
@@ -288,7 +289,7 @@ jinja_items jinja_split(jinja_state *s, const jinja_string *in, const jinja_stri
     jinja_items out = {0};
     size_t at = 0;
     if (separator && separator->bytes == 0) jinja_fail(s, MR_ERR_FORMAT, "empty separator");
-    if (!separator) jinja_spend_bytes(s, in->bytes);
+    if (!separator) jinja_spend_lookups(s, in->bytes);
     if (from_right) {
         if (separator)
             split_back(s, &out, in, separator, most);
@@ -319,7 +320,7 @@ static bool ends_line(uint32_t c) {
 jinja_items jinja_split_lines(jinja_state *s, const jinja_string *in, bool keep_ends) {
     jinja_items out = {0};
     size_t first = 0;
-    jinja_spend_bytes(s, in->bytes);
+    jinja_spend_walk(s, in->bytes);
     for (size_t at = 0; at < in->bytes;) {
         uint32_t c;
         const size_t bytes = jinja_char_at(in->data + at, in->bytes - at, &c);
@@ -372,7 +373,8 @@ const jinja_string *jinja_center(jinja_state *s, const jinja_string *in, int64_t
 
 /* --- questions -------------------------------------------------------------------------------- */
 
-bool jinja_all_are(const jinja_string *string, uint32_t flags) {
+bool jinja_all_are(jinja_state *s, const jinja_string *string, uint32_t flags) {
+    jinja_spend_lookups(s, string->bytes);
     for (size_t at = 0; at < string->bytes;) {
         uint32_t c;
         at += jinja_char_at(string->data + at, string->bytes - at, &c);
@@ -382,8 +384,9 @@ bool jinja_all_are(const jinja_string *string, uint32_t flags) {
 }
 
 /* Python's isupper() and islower(). */
-bool jinja_is_cased(const jinja_string *string, bool upper) {
+bool jinja_is_cased(jinja_state *s, const jinja_string *string, bool upper) {
     bool any = false;
+    jinja_spend_lookups(s, string->bytes);
     for (size_t at = 0; at < string->bytes;) {
         uint32_t c;
         at += jinja_char_at(string->data + at, string->bytes - at, &c);
@@ -417,6 +420,7 @@ static size_t read_prefix(const char *text, size_t bytes, int64_t *base) {
 }
 
 static void refuse_digits(jinja_state *s, const jinja_string *string) {
+    jinja_spend_lookups(s, string->bytes);
     for (size_t at = 0; at < string->bytes;) {
         uint32_t c;
         at += jinja_char_at(string->data + at, string->bytes - at, &c);

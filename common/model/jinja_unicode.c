@@ -77,6 +77,7 @@ size_t jinja_char_offset(const char *text, size_t bytes, size_t index) {
 
 uint32_t jinja_char_flags(uint32_t character) {
     size_t low = 0, high = jinja_char_ranges_count;
+    if (character < 0x80) return jinja_ascii_flags[character];
     if (character >= JINJA_BAD_BYTE) return 0;
     while (high - low > 1) {
         const size_t middle = low + (high - low) / 2;
@@ -90,18 +91,29 @@ uint32_t jinja_char_flags(uint32_t character) {
 
 static size_t convert(uint32_t out[3], uint32_t c, const jinja_case_run *runs, size_t run_count,
                       const jinja_case_special *special, size_t special_count) {
-    for (size_t i = 0; i < special_count; i++)
-        if (special[i].from == c) {
-            size_t n = 0;
-            for (; n < 3 && special[i].to[n]; n++) out[n] = special[i].to[n];
-            return n;
-        }
-    for (size_t i = 0; i < run_count && runs[i].first <= c; i++)
-        if (c <= runs[i].last && (c - runs[i].first) % runs[i].step == 0) {
-            out[0] = (uint32_t)((int32_t)c + runs[i].distance);
-            return 1;
-        }
-    return 0;
+    size_t low = 0, high = special_count;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (special[middle].from < c)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low < special_count && special[low].from == c) {
+        size_t n = 0;
+        for (; n < 3 && special[low].to[n]; n++) out[n] = special[low].to[n];
+        return n;
+    }
+    for (low = 0, high = run_count; low < high;) { /* the first run that ends at c or later */
+        const size_t middle = low + (high - low) / 2;
+        if (runs[middle].last < c)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == run_count || runs[low].first > c || (c - runs[low].first) % runs[low].step) return 0;
+    out[0] = (uint32_t)((int32_t)c + runs[low].distance);
+    return 1;
 }
 
 size_t jinja_char_convert(uint32_t out[3], uint32_t c, jinja_case to) {

@@ -33,6 +33,7 @@ typedef struct {
 typedef struct {
     uint32_t from, to[3]; /* ends with 0 where shorter */
 } jinja_case_special;
+extern const uint16_t jinja_ascii_flags[128];
 extern const uint16_t jinja_char_kinds[];
 extern const uint32_t jinja_char_ranges[];
 extern const size_t jinja_char_ranges_count;

@@ -178,7 +178,7 @@ jinja_value jinja_list_concat(jinja_state *s, const jinja_value *a, const jinja_
 
 static void index_key(jinja_state *s, jinja_dict *dict, size_t place) {
     size_t at = jinja_hash(s, &dict->keys[place]) & (dict->index_room - 1);
-    while (dict->index[at]) at = (at + 1) & (dict->index_room - 1);
+    for (; dict->index[at]; at = (at + 1) & (dict->index_room - 1)) jinja_spend(s, 1);
     dict->index[at] = (uint32_t)place + 1;
 }
 
@@ -265,7 +265,7 @@ jinja_value jinja_range_item(const jinja_object *range, size_t index) {
 }
 
 static jinja_sequence characters(jinja_state *s, const jinja_string *string) {
-    jinja_spend_bytes(s, 4 * string->bytes);
+    jinja_spend_lookups(s, string->bytes);
     const size_t count = jinja_char_count(string->data, string->bytes);
     jinja_value *items = jinja_alloc_array(s, count, sizeof(*items));
     size_t at = 0;
@@ -330,7 +330,7 @@ bool jinja_length(jinja_state *s, const jinja_value *v, size_t *out) {
         *out = 0;
         return true;
     case JINJA_STRING:
-        if (v->s->bytes > 64) jinja_spend_bytes(s, v->s->bytes);
+        if (v->s->bytes > 64) jinja_spend_walk(s, v->s->bytes);
         *out = jinja_char_count(v->s->data, v->s->bytes);
         return true;
     case JINJA_LIST:

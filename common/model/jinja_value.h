@@ -27,9 +27,9 @@ typedef struct {
     jmp_buf escape;
     mr_status status;
     mr_err *err;
-    uint32_t line;  /* where we are, for sentences */
-    uint32_t depth; /* of recursion */
-    uint64_t steps; /* done so far */
+    uint32_t line;             /* where we are, for sentences */
+    uint32_t depth;            /* of recursion */
+    uint64_t steps, steps_max; /* done so far, and at most */
     /* of a render */
     struct jinja_activation *frame; /* variables of the function we are in */
     struct jinja_builder *out;      /* where text goes */
@@ -47,10 +47,17 @@ _Noreturn void jinja_fail(jinja_state *s, mr_status status, const char *format, 
     __attribute__((format(printf, 3, 4)));
 _Noreturn void jinja_fail_bare(jinja_state *s, mr_status status, const char *text);
 void jinja_spend(jinja_state *s, uint64_t steps); /* beyond the maximum: MR_ERR_LIMIT */
-/* Work on so many bytes. */
+/* Work on so many bytes: copied or compared, gone through, or looked up one by one. */
 static inline void jinja_spend_bytes(jinja_state *s, size_t bytes) {
     jinja_spend(s, 1 + bytes / 32);
 }
+static inline void jinja_spend_walk(jinja_state *s, size_t bytes) {
+    jinja_spend(s, 1 + bytes / 8);
+}
+static inline void jinja_spend_lookups(jinja_state *s, size_t bytes) {
+    jinja_spend(s, 1 + bytes / 2);
+}
+enum { JINJA_FLOAT_STEPS = 100 };  /* to spell a float */
 void jinja_enter(jinja_state *s); /* one level of recursion; beyond the maximum: MR_ERR_LIMIT */
 static inline void jinja_leave(jinja_state *s) {
     s->depth--;

@@ -18,8 +18,8 @@ def characters():
 
 def flags(i):
     c = chr(i)
-    cased = (c + "Σ").lower()[-1] == "ς"
-    ignorable = ("a" + c + "Σ").lower()[-1] == "ς" and not cased
+    cased = (c + "a").title()[-1] == "a"
+    ignorable = ("a" + c + "Σ").lower()[-1] == "ς" and (c + "Σ").lower()[-1] != "ς"
     known = [
         c.isalpha(),
         c.isdecimal(),
@@ -102,6 +102,10 @@ def main():
         '#include "common/model/jinja_unicode.h"', "", "/* clang-format off */",
         "const uint16_t jinja_char_kinds[] = {"
     ]
+    ascii_lines = ["const uint16_t jinja_ascii_flags[128] = {"]
+    for at in range(0, 128, 12):
+        ascii_lines.append("    " + " ".join(f"0x{flags(i):03X}," for i in range(at, min(at + 12, 128))))
+    lines[-1:-1] = ascii_lines + ["};", ""]
     lines += ["    " + " ".join(f"0x{k:03X}," for k in kinds[at:at + 12]) for at in range(0, len(kinds), 12)]
     lines += ["};", ""]
     lines.append("/* the first character of each range, shifted by 5, and its place in jinja_char_kinds */")

@@ -3,6 +3,7 @@
  * [[first, bytes], ...]} or {"error": SENTENCE, "status": NAME}. Messages, tools and documents are
  * what a user wrote. */
 #include "common/base/json.h"
+#include "common/base/limits.h"
 #include "common/model/jinja.h"
 
 #include <stdio.h>
@@ -31,7 +32,8 @@ static json_t *render(const mr_jinja *jinja, const json_t *variables, int64_t no
                                             : is_user   ? MR_JINJA_USER
                                                         : MR_JINJA_OURS};
     }
-    const mr_status status = mr_jinja_render(&out, jinja, list, count, now, &err);
+    const mr_status status =
+        mr_jinja_render(&out, jinja, list, count, now, MR_MAX_JINJA_STEPS, &err);
     if (status != MR_OK) return failure(status, &err);
     json_t *spans = json_array();
     for (uint32_t i = 0; i < out.span_count; i++)

@@ -180,6 +180,10 @@ static void test_known_fields_are_honoured_or_refused_by_name(void **state) {
         {"{\"prompt\":\"x\",\"some_new_field\":{\"a\":[1]}}", NULL},
     };
     check_rows(false, rows, sizeof(rows) / sizeof(rows[0]));
+}
+
+static void test_chat_fields_are_honoured_or_refused_by_name(void **state) {
+    (void)state;
 #define MSG "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
     static const row chat[] = {
         {"{" MSG "}", NULL},
@@ -188,9 +192,22 @@ static void test_known_fields_are_honoured_or_refused_by_name(void **state) {
         {"{" MSG ",\"logprobs\":5}", "logprobs must be true or false"},
         {"{" MSG ",\"max_completion_tokens\":0}", "max_completion_tokens is 0"},
         {"{" MSG ",\"tools\":[]}", NULL},
-        {"{" MSG ",\"tools\":[{\"type\":\"function\"}]}", "tools is not supported"},
+        {"{" MSG ",\"tools\":[{\"type\":\"function\"}]}", "no place for tools"},
+        {"{" MSG ",\"tools\":{}}", "tools must be an array"},
+        {"{" MSG ",\"tools\":[7]}", "tools[0] must be an object"},
+        {"{" MSG ",\"tools\":[{}],\"tool_choice\":\"none\"}", NULL},
         {"{" MSG ",\"tool_choice\":\"none\"}", NULL},
-        {"{" MSG ",\"tool_choice\":\"auto\"}", "tool_choice is not supported"},
+        {"{" MSG ",\"tool_choice\":\"auto\"}", NULL},
+        {"{" MSG ",\"tool_choice\":\"required\"}", "tool_choice is supported as"},
+        {"{" MSG ",\"tool_choice\":{\"type\":\"function\"}}", "tool_choice is supported as"},
+        {"{" MSG ",\"documents\":[{\"text\":\"x\"}]}", "no place for documents"},
+        {"{" MSG ",\"chat_template_kwargs\":{\"enable_thinking\":false}}", NULL},
+        {"{" MSG ",\"chat_template_kwargs\":{\"messages\":[]}}", "cannot set messages"},
+        {"{" MSG ",\"chat_template_kwargs\":7}", "chat_template_kwargs must be an object"},
+        {"{" MSG ",\"chat_template\":\"x\"}", "chat_template is not supported"},
+        {"{" MSG ",\"add_generation_prompt\":false}", NULL},
+        {"{" MSG ",\"continue_final_message\":true}", NULL},
+        {"{" MSG ",\"continue_final_message\":true,\"add_generation_prompt\":true}", "exclude"},
         {"{" MSG ",\"response_format\":{\"type\":\"text\"}}", NULL},
         {"{" MSG ",\"response_format\":{\"type\":\"json_object\"}}", "response_format"},
         {"{" MSG ",\"response_format\":{}}", "response_format"},
@@ -206,14 +223,18 @@ static void test_known_fields_are_honoured_or_refused_by_name(void **state) {
         {"{\"messages\":[{\"content\":\"x\"}]}", "messages[0].role must be a string"},
         {"{\"messages\":[{\"role\":\"user\"}]}", "messages[0].content must be a string"},
         {"{\"messages\":[{\"role\":\"user\",\"content\":null}]}", "content must be a string"},
-        {"{\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}", "role 'tool'"},
+        {"{\"messages\":[{\"role\":\"tool\",\"content\":\"x\",\"tool_call_id\":\"1\"}]}", NULL},
+        {"{\"messages\":[{\"role\":\"a|>\",\"content\":\"x\"}]}", "role 'a|>'"},
         {"{\"messages\":[{\"role\":\"developer\",\"content\":\"x\"}]}", NULL},
         {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"}]}]}",
          NULL},
         {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
          "only text is supported"},
         {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\",\"tool_calls\":[1]}]}",
-         "tool_calls is not supported"},
+         "messages[0].tool_calls[0] must be an object"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\",\"tool_calls\":[{}]}]}", NULL},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{}]}]}",
+         "has no attribute 'content'"},
     };
     check_rows(true, chat, sizeof(chat) / sizeof(chat[0]));
 }
@@ -465,6 +486,7 @@ int main(void) {
         cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_known_fields_are_honoured_or_refused_by_name),
+        cmocka_unit_test(test_chat_fields_are_honoured_or_refused_by_name),
         cmocka_unit_test(test_large_bodies),
         cmocka_unit_test(test_what_a_request_becomes),
         cmocka_unit_test(test_logits_bodies),
