@@ -92,7 +92,7 @@ static void official_matrix(const naming *w, mr_matrix_role role) {
     case MR_MATRIX_NONE:
         break;
     }
-    assert(!"the official code has no such matrix");
+    assert(0 && "the official code has no such matrix");
 }
 
 #define LAYER "model.layers.%u."
@@ -149,7 +149,7 @@ static void hf_matrix(const naming *w, mr_matrix_role role) {
     case MR_MATRIX_NONE:
         break;
     }
-    assert(!"these families have no such matrix");
+    assert(0 && "these families have no such matrix");
 }
 
 static const char *const role_names[] = {
