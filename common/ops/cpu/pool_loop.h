@@ -103,7 +103,7 @@ static inline const uint8_t *row_ahead(const mr_pool_args *a, const uint32_t *or
             ANY(acc, a, MR_STORE_FP8_BLOCK);                                                       \
             break;                                                                                 \
         case MR_STORE_COUNT:                                                                       \
-            assert(0 && "a storage type");                                                             \
+            assert(0 && "a storage type");                                                         \
         }                                                                                          \
     }
 
