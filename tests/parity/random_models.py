@@ -220,6 +220,8 @@ def check_reference():
             continue
         with open(os.path.join(folder, "config.json")) as f:
             config = json.load(f)
+        if "model_type" in config:
+            continue  # of another code than the one reference.py follows
         want = read(os.path.join(folder, "expected.safetensors"))
         got = reference.forward(want["input_ids"], as_float64(read(os.path.join(folder, "model.safetensors"))), config)
         error = np.abs(got - want["logits"]).max() / np.abs(want["logits"]).max()
