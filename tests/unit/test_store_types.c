@@ -256,10 +256,9 @@ static void add_sums(const mr_cell *cell, int64_t *acc, int64_t *dot) {
     pool.column_first = cell->span.column_first;
     gate.row = pre_ids;
     gate.x = x + cell->span.pre_column_first;
-    if (count == 0) return;
     const mr_ops *ops = mr_ops_find(NULL);
-    if (cell->span.columns > 0) ops->pool64(acc + cell->span.column_first, &pool);
-    if (cell->span.pre_columns > 0) {
+    if (count > 0 && cell->span.columns > 0) ops->pool64(acc + cell->span.column_first, &pool);
+    if (count > 0 && cell->span.pre_columns > 0) {
         ops->gate_dot(out, &gate);
         for (uint32_t i = 0; i < count; i++) dot[place[i]] += out[i];
     }
